@@ -1,0 +1,1 @@
+"""Polyhead: one attention core under many domains."""
