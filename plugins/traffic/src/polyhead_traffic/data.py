@@ -1,0 +1,246 @@
+"""Readings of a sensor network in memory, and their split into windows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyhead.errors import DataError
+from polyhead.protocols import Split
+from polyhead_traffic.windows import WindowSource, split_starts
+
+__all__ = ["DAY_S", "SensorData", "SensorGraph"]
+
+DAY_S = 24 * 60 * 60
+
+
+class SensorGraph(NamedTuple):
+    """A directed, weighted graph over the sensors; absent edges have weight 0."""
+
+    edges: NDArray[np.int64]
+    """(2, E): row 0 = from, row 1 = to, positions in ``SensorData.ids``."""
+    weights: NDArray[np.float64]
+    """(E,): similarity, larger is nearer; positive and finite."""
+
+    def dense(self, nodes: int) -> NDArray[np.float64]:
+        """Return the (N, N) weight matrix, row = from."""
+        matrix = np.zeros((nodes, nodes))
+        matrix[self.edges[0], self.edges[1]] = self.weights
+        return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class SensorData:
+    """Readings of N sensors at T times, split into windows of ``history`` past and ``horizon`` future steps.
+
+    Implements ``polyhead.protocols.Data``. Windows are cut when they are fetched; ``values`` may be a memory map.
+    Readers call :meth:`from_readings`, which takes missing readings as NaN.
+
+    Raises:
+        DataError: shapes do not fit each other, an id appears twice, fewer than two sensors, or the step does not
+            divide a day.
+    """
+
+    values: NDArray[np.float32]
+    """(T, N), in ``unit``; 0 where ``mask`` is False."""
+    mask: NDArray[np.bool_]
+    """(T, N), True = observed."""
+    timestamps: NDArray[np.datetime64]
+    """(T,) datetime64[s], local wall time, the start of each step."""
+    step_s: int
+    """Seconds between rows."""
+    ids: tuple[str, ...]
+    name: str
+    provenance: str
+    licence: str = "yours"
+    unit: str = ""
+    graph: SensorGraph | None = None
+    coordinates: NDArray[np.float64] | None = None
+    """(N, 2): latitude and longitude in degrees."""
+    embedding: NDArray[np.float32] | None = None
+    """(N, D): a spatial embedding that came with the data (GMAN's ``SE`` files)."""
+    breaks: tuple[int, ...] = ()
+    """Rows that do not continue the row before them (a night gap): no window crosses them."""
+    zero_is_missing: bool = False
+    """Whether a reading of 0 counts as missing, as the literature does for speeds."""
+    history: int = 12
+    horizon: int = 12
+    protocol: Literal["gman", "dcrnn", "pems-6-2-2", "tgcn"] = "gman"
+    fill: Literal["zero", "last"] = "zero"
+    """What stands in for a missing input: 0 as in the literature, or the sensor's last reading in the window."""
+    files: tuple[str, ...] = ()
+    """The files that were read."""
+    notes: tuple[str, ...] = ()
+    """What a reader chose or mended, one sentence each."""
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other."""
+        rows, sensors = self.values.shape
+        if self.mask.shape != (rows, sensors) or self.timestamps.shape != (rows,) or len(self.ids) != sensors:
+            raise DataError(
+                f"{self.name}: values {self.values.shape}, mask {self.mask.shape}, {len(self.timestamps)} timestamps "
+                f"and {len(self.ids)} ids do not fit each other."
+            )
+        if sensors < 2:
+            raise DataError(f"{self.name} has {sensors} sensor: a network needs at least 2. Add sensors as columns.")
+        if len(set(self.ids)) < sensors:
+            twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
+            raise DataError(f"{self.name}: sensor id {twice[0]!r} appears twice. Give every sensor its own id.")
+        if self.step_s <= 0 or DAY_S % self.step_s:
+            raise DataError(
+                f"{self.name}: a step of {self.step_s} s does not divide a day. Resample to 5, 10, 15 or 60 minutes."
+            )
+
+    @classmethod
+    def from_readings(
+        cls,
+        readings: NDArray[np.floating],
+        timestamps: NDArray[np.datetime64],
+        *,
+        zero_is_missing: bool = False,
+        **fields: Any,
+    ) -> SensorData:
+        """Make the container from readings (T, N) in which NaN is missing (and 0 too, if ``zero_is_missing``)."""
+        mask = np.isfinite(readings)
+        if zero_is_missing:
+            mask &= readings != 0
+        return cls(
+            values=np.where(mask, readings, 0).astype(np.float32),
+            mask=mask,
+            timestamps=timestamps.astype("datetime64[s]"),
+            zero_is_missing=zero_is_missing,
+            **fields,
+        )
+
+    @property
+    def slots_per_day(self) -> int:
+        """Number of steps in a day."""
+        return DAY_S // self.step_s
+
+    @cached_property
+    def calendar(self) -> NDArray[np.int64]:
+        """(T, 2): day of week (Monday = 0) and slot of day of every row."""
+        return calendar(self.timestamps, self.step_s)
+
+    @cached_property
+    def starts(self) -> Mapping[Split, NDArray[np.int64]]:
+        """First rows of the windows of each split."""
+        return split_starts(len(self.timestamps), self.breaks, self.history, self.horizon, self.protocol)
+
+    @cached_property
+    def sensor_means(self) -> NDArray[np.float32]:
+        """(N,): mean of the observed training readings of each sensor; the overall mean for a sensor without any."""
+        rows = slice(0, self.train_rows)
+        count = self.mask[rows].sum(axis=0)
+        total = self.values[rows].sum(axis=0, dtype=np.float64)
+        overall = total.sum() / max(count.sum(), 1)
+        return np.where(count > 0, total / np.maximum(count, 1), overall).astype(np.float32)
+
+    @property
+    def train_rows(self) -> int:
+        """Number of leading rows that training windows reach."""
+        starts = self.starts["train"]
+        return int(starts[-1]) + self.history + self.horizon if len(starts) else len(self.timestamps)
+
+    def source(self, split: Split) -> WindowSource:
+        """Return the windows of a split.
+
+        Raises:
+            DataError: the split is shorter than one window.
+        """
+        starts = self.starts[split]
+        if not len(starts):
+            raise DataError(
+                f"{self.name} has {len(self.timestamps)} rows, too few for a {split} window of {self.history} past and "
+                f"{self.horizon} future steps (protocol {self.protocol}). Give more rows, or a smaller --history or "
+                "--horizon."
+            )
+        return WindowSource(self, starts)
+
+    def latest(self) -> Mapping[str, Any]:
+        """Return a batch of one window whose future is unknown: the last ``history`` rows.
+
+        Raises:
+            DataError: fewer rows than that, or a gap among them.
+        """
+        rows = len(self.timestamps)
+        first = rows - self.history
+        if first < 0 or any(first < row < rows for row in self.breaks):
+            have = rows - max((row for row in self.breaks if row < rows), default=0)
+            raise DataError(
+                f"{self.name} ends with {have} rows without a gap: a forecast needs {self.history}. Give more rows."
+            )
+        return WindowSource(self, np.array([first])).latest()
+
+    def future(self, rows: int) -> NDArray[np.datetime64]:
+        """Return the timestamps of the ``rows`` steps after the last row."""
+        return self.timestamps[-1] + np.arange(1, rows + 1) * np.timedelta64(self.step_s, "s")
+
+    def summary(self) -> Mapping[str, Any]:
+        """Return sizes, times, ranges, the share of missing readings and what the reader chose."""
+        observed = self.values[self.mask]
+        return {
+            "name": self.name,
+            "provenance": self.provenance,
+            "licence": self.licence,
+            "files": list(self.files),
+            "sensors": len(self.ids),
+            "rows": len(self.timestamps),
+            "first": str(self.timestamps[0]),
+            "last": str(self.timestamps[-1]),
+            "step_min": self.step_s / 60,
+            "gaps": len(self.breaks),
+            "unit": self.unit,
+            "range": [float(observed.min()), float(observed.max())] if len(observed) else [],
+            "mean": float(observed.mean(dtype=np.float64)) if len(observed) else None,
+            "missing_percent": round(100 * (1 - len(observed) / self.values.size), 3),
+            "zero_is_missing": self.zero_is_missing,
+            "edges": None if self.graph is None else len(self.graph.weights),
+            "coordinates": self.coordinates is not None,
+            "protocol": self.protocol,
+            "history": self.history,
+            "horizon": self.horizon,
+            "windows": {split: len(starts) for split, starts in self.starts.items()},
+            "notes": list(self.notes),
+        }
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of readings, ids, graph and everything that decides the windows."""
+        digest = hashlib.sha256()
+        rule = (
+            self.ids,
+            self.step_s,
+            self.breaks,
+            self.zero_is_missing,
+            self.history,
+            self.horizon,
+            self.protocol,
+            self.fill,
+        )
+        digest.update(repr(rule).encode())
+        # Row by row, so that a memory map is not read into memory at once.
+        for first in range(0, len(self.values), 4096):
+            rows = slice(first, first + 4096)
+            for array in (self.values[rows], self.mask[rows], self.timestamps[rows].astype(np.int64)):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        for part in self.graph or ():
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+
+def calendar(timestamps: NDArray[np.datetime64], step_s: int) -> NDArray[np.int64]:
+    """Return (T, 2): day of week (Monday = 0) and slot of day.
+
+    >>> calendar(np.array(["2012-03-01T00:10"], dtype="datetime64[s]"), 300).tolist()
+    [[3, 2]]
+    """
+    seconds = timestamps.astype("datetime64[s]").astype(np.int64)
+    days, second_of_day = np.divmod(seconds, DAY_S)
+    # 1970-01-01 was a Thursday.
+    return np.stack([(days + 3) % 7, second_of_day // step_s], axis=-1)
