@@ -42,6 +42,9 @@ class Section(BaseModel):
 
     overflow: ClassVar[str] = ""
     """The field, a dict, that takes keys which are no fields: ``model.heads`` means ``model.config.heads``."""
+    of_files: ClassVar[tuple[str, ...]] = ()
+    """Fields that describe the very files of a run, such as the time of their first row: a saved model that is used
+    on other data keeps all its data settings but these."""
 
 
 class ModelSettings(Section):
@@ -232,6 +235,8 @@ def _put(cls: type[Section], tree: dict[str, Any], origins: dict[str, str], key:
         inner = _section(model, part)
         if model is not None and inner is None and not _is_dict(model, part):
             raise _error(origin)(f"{_place(origin, key)}: {'.'.join(parts[: depth + 1])} has no parts.")
+        if part not in node and model is not None and inner is not None:
+            node[part] = _own_default(model, part)
         model = inner
         nested = node.setdefault(part, {})
         if not isinstance(nested, dict):
@@ -254,6 +259,12 @@ def _put(cls: type[Section], tree: dict[str, Any], origins: dict[str, str], key:
 def _section(model: type[Section] | None, name: str) -> type[Section] | None:
     annotation = model.model_fields[name].annotation if model is not None and name in model.model_fields else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _own_default(model: type[Section], name: str) -> dict[str, Any]:
+    """Return what a section's default sets apart from its class: pydantic drops it where one field is given."""
+    default = model.model_fields[name].default
+    return default.model_dump(exclude_unset=True) if isinstance(default, Section) else {}
 
 
 def _is_dict(model: type[Section], name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -16,7 +16,7 @@ class SettingsLoader(yaml.SafeLoader):
     PyYAML's defaults read ``12:30`` as 750, ``no`` as False, ``2012-03-01`` as a date and ``1e-3`` as text.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 -- PyYAML's own name; its stubs call it an instance variable
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases: a file of 1 kB could stand for gigabytes."""

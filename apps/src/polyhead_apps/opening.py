@@ -1,0 +1,191 @@
+"""Open what the command line names: tasks, datasets, saved models. What imports torch does so when called."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyhead import plugins
+from polyhead.errors import CheckpointError, ConfigError, DataError, PluginError, UnknownNameError, nearest
+from polyhead.manifest import DatasetSpec, ModelSpec, TaskSpec, resolve
+from polyhead.protocols import Data, Task
+from polyhead_apps.app import App
+from polyhead_apps.config import ModelSettings, Section, TaskSettings, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "TASK_FILE",
+    "Loaded",
+    "data_arguments",
+    "dataset_specs",
+    "find_data",
+    "load_model",
+    "model_config",
+    "open_data",
+    "settings_class",
+    "task_spec",
+]
+
+TASK_FILE = "task.json"
+"""Beside the weights: plugin, task and the task's state."""
+
+
+def task_spec(app: App, name: str) -> TaskSpec:
+    """Return the manifest of one of the app's tasks."""
+    return plugins.find_task(app.plugin, name)[1]
+
+
+def settings_class(spec: TaskSpec) -> type[TaskSettings]:
+    """Return the settings of a task.
+
+    Raises:
+        PluginError: the manifest names something else.
+    """
+    found = resolve(spec.settings)
+    if not (isinstance(found, type) and issubclass(found, TaskSettings)):
+        raise PluginError(f'Settings of task "{spec.name}" ({spec.settings}) are no polyhead_apps.config.TaskSettings.')
+    return found
+
+
+def dataset_specs(spec: TaskSpec) -> dict[str, DatasetSpec]:
+    """Return the datasets that a task takes, by name."""
+    return {name: plugins.find_dataset(name)[1] for name in spec.datasets}
+
+
+def embedded_default(spec: TaskSpec) -> str:
+    """Return the name of the embedded dataset that ``demo`` runs on.
+
+    Raises:
+        PluginError: the task has none.
+    """
+    for name, dataset in dataset_specs(spec).items():
+        if dataset.embedded:
+            return name
+    raise PluginError(f'Task "{spec.name}" has no embedded dataset: give --data PATH.')
+
+
+def find_data(spec: TaskSpec, given: str | None) -> tuple[DatasetSpec, Path | None]:
+    """Return the dataset that ``--data`` means, and the path of its files; None for an embedded one.
+
+    Raises:
+        UsageError: nothing is given, or the name of a dataset that reads files.
+        DataError: there is no such file, folder or dataset; suggests the nearest name.
+    """
+    known = dataset_specs(spec)
+    embedded = [name for name, dataset in known.items() if dataset.embedded]
+    if given is None:
+        also = f", or an embedded dataset: {', '.join(embedded)}" if embedded else ""
+        raise UsageError(f"Which data? Give --data PATH{also}. The command `datasets` lists what can be read.")
+    if given in known and known[given].embedded:
+        return known[given], None
+    path = Path(given)
+    if path.exists():
+        for dataset in known.values():
+            if not dataset.embedded:
+                return dataset, path
+        raise UsageError(f'Task "{spec.name}" reads no files: --data takes {", ".join(embedded)}.')
+    if given in known:
+        raise UsageError(f'Dataset "{given}" reads your files: give their path, --data PATH.')
+    text = f"--data {given}: no such file, folder or dataset."
+    if guess := nearest(given, known):
+        text += f' Did you mean "{guess}"?'
+    raise DataError(f"{text}  Embedded: {', '.join(embedded) or 'none'}")
+
+
+def open_data(spec: TaskSpec, given: str | None, settings: Section) -> Data:
+    """Open a dataset; see `find_data` for what ``given`` means. Errors are those of the adapter."""
+    dataset, path = find_data(spec, given)
+    opened: Data = resolve(dataset.target)(path, settings)
+    return opened
+
+
+def model_config(spec: TaskSpec, settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+    """Return the model's name and its config values: those of the preset under those of the user.
+
+    What the data determine is added by the task later, so only the user's keys are checked here.
+
+    Raises:
+        UnknownNameError: no such model of this task, or no such preset.
+        ConfigError: the model has no such config key; suggests the nearest.
+    """
+    name = settings.name or spec.models[0]
+    if name not in spec.models:
+        raise UnknownNameError(f'model of task "{spec.name}"', name, spec.models)
+    model: ModelSpec = plugins.find_model(name)[1]
+    if settings.preset and settings.preset not in model.presets:
+        raise UnknownNameError(f'preset of model "{name}"', settings.preset, model.presets)
+    config = {**model.presets.get(settings.preset, {}), **settings.config}
+    check_config_keys(model, config)
+    return name, config
+
+
+def check_config_keys(model: ModelSpec, config: Mapping[str, Any]) -> None:
+    """Refuse unknown config keys before any data is read; imports the model's module."""
+    fields = [field.name for field in dataclasses.fields(resolve(model.target).Config) if field.init]
+    for key in config:
+        if key not in fields:
+            guess = nearest(key, fields)
+            mend = f'Did you mean "model.{guess}"?' if guess else f"All: {', '.join(sorted(fields))}"
+            raise ConfigError(f'Model "{model.name}" has no setting "model.{key}". {mend}')
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A saved model, ready to use."""
+
+    model: nn.Module
+    name: str
+    """The registered name of the model."""
+    spec: TaskSpec
+    task: Task
+
+
+def load_model(app: App, task: str | None, folder: Path) -> Loaded:
+    """Load a model folder and its task, for which ``task`` may name what the user expects.
+
+    Raises:
+        CheckpointError: it is damaged, or was fitted by another plugin or for another task.
+    """
+    from polyhead.models import from_pretrained, read_config, read_extra
+
+    if not (folder / TASK_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} has no {TASK_FILE}: it does not say what the model is for. Make it with `fit`."
+        )
+    saved = read_extra(folder, TASK_FILE)
+    if not (isinstance(saved, dict) and isinstance(saved.get("state"), dict)):
+        raise CheckpointError(f"{folder / TASK_FILE} is damaged: it holds no task. Use another copy of {folder}.")
+    if saved.get("plugin") != app.plugin or saved.get("task") not in app.tasks:
+        raise CheckpointError(
+            f'{folder} was fitted for task "{saved.get("task")}" of plugin "{saved.get("plugin")}"; '
+            f'{app.name} runs {", ".join(app.tasks)} of plugin "{app.plugin}".'
+        )
+    if task is not None and saved["task"] != task:
+        raise CheckpointError(f'{folder} was fitted for task "{saved["task"]}", not "{task}": leave --task out.')
+    name = read_config(folder).model
+    spec = task_spec(app, saved["task"])
+    model = from_pretrained(folder)
+    return Loaded(model, name, spec, resolve(spec.target).restore(saved["state"]))
+
+
+def data_arguments(
+    given: str | None, record: Mapping[str, Any] | None, base: Mapping[str, Any], cls: type[TaskSettings]
+) -> tuple[str | None, dict[str, Any]]:
+    """Return the data a saved model is used on, and the settings it starts from.
+
+    Without ``--data`` these are the run's. On other data the settings that describe the run's very files
+    (``Section.of_files``) go back to their defaults.
+    """
+    ran_on = None if record is None else record["data"].get("path") or record["data"].get("dataset")
+    if given is None or record is None:
+        return given or ran_on, dict(base)
+    same = given == ran_on or (Path(given).exists() and str(Path(given).resolve()) == ran_on)
+    section = cls.model_fields["data"].annotation
+    local = () if same or not isinstance(section, type) else getattr(section, "of_files", ())
+    dropped = {f"data.{name}" for name in local}
+    return given, {key: value for key, value in base.items() if key not in dropped}
