@@ -1,12 +1,16 @@
-"""Processes that cannot import what they should not need."""
+"""Built wheels, and processes that cannot import what they should not need."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from scripts.workspace import ROOT, distributions
 
 _BLOCKER = """
 import os, sys
@@ -44,3 +48,21 @@ class Blocked:
 def without(tmp_path: Path) -> Callable[..., Blocked]:
     """A function that blocks the modules named to it."""
     return lambda *names: Blocked(tmp_path / "blocked", names)
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel of each distribution, built from a copy so that nothing is left in the tree."""
+    folder = tmp_path_factory.mktemp("wheels")
+    built = {}
+    (folder / "source").mkdir()
+    shutil.copy(ROOT / ".gitignore", folder / "source")  # hatchling leaves out what git ignores
+    for distribution in distributions():
+        copy = folder / "source" / distribution.folder.relative_to(ROOT)
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+        shutil.copytree(distribution.folder, copy, ignore=ignored)
+        command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+        result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        (built[distribution.name],) = folder.glob(f"{distribution.name.replace('-', '_')}-*.whl")
+    return built
