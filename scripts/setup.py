@@ -176,9 +176,7 @@ def call(command: list[str], root: Path) -> None:
     """Run a command, and say which one failed."""
     code = subprocess.run(command, cwd=root, check=False).returncode
     if code:
-        raise SetupError(
-            f"This command failed, exit {code}; a second try goes on where it stopped:\n  {' '.join(command)}"
-        )
+        raise SetupError(f"This command failed, exit {code}; read its message above:\n  {' '.join(command)}")
 
 
 def say(text: str) -> None:
