@@ -52,7 +52,7 @@ def test(workers: int) -> list[Step]:
     steps = [
         Step(
             f"{app} demo --quick",
-            [str(BIN / app), "demo", "--quick", "-q", "--out", str(ROOT / "build" / "demo" / app)],
+            [str(BIN / app), "demo", "--quick", "-q", "--force", "--out", str(ROOT / "build" / "demo" / app)],
             {"MPLBACKEND": "Agg"},
         )
         for app in apps()
