@@ -30,23 +30,23 @@ demo:
 
 test:
 	@$(SETUP) test
-	@$(BIN)/python scripts/check.py test $(ARGS)
+	@$(BIN)/python -m scripts.check test $(ARGS)
 
 lint:
 	@$(SETUP) test
-	@$(BIN)/python scripts/check.py lint $(ARGS)
+	@$(BIN)/python -m scripts.check lint $(ARGS)
 
 ci:
 	@$(SETUP) test
-	@$(BIN)/python scripts/check.py lint test $(ARGS)
+	@$(BIN)/python -m scripts.check lint test $(ARGS)
 
 acceptance:
 	@$(SETUP) test
-	@$(BIN)/python scripts/acceptance.py $(if $(APP),--app "$(APP)") $(ARGS)
+	@$(BIN)/python -m scripts.acceptance $(if $(APP),--app "$(APP)") $(ARGS)
 
 bench:
 	@$(SETUP) test
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,6 +1,6 @@
 """Run what is too long for every day, step by step, and go on where it stopped.
 
-    .venv/bin/python scripts/acceptance.py [--app NAME] [--list] [--again]
+    .venv/bin/python -m scripts.acceptance [--app NAME] [--list] [--again]
 
 Steps are each app's full demo, the scripts in acceptance/APP/ (each prints one JSON document and exits 0 if what it
 claims holds), and each file of tests with the marker `slow`. A step that passed leaves a JSON file in
@@ -23,8 +23,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.machine import machine, versions
 from scripts.workspace import ROOT, distributions

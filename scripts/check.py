@@ -1,6 +1,6 @@
 """Run the checks of `make lint` and `make test`, one after the other, and say how long each took.
 
-    .venv/bin/python scripts/check.py lint|test ... [--workers N]
+    .venv/bin/python -m scripts.check lint|test ... [--workers N]
 
 All steps run even if one fails; the exit status is 1 then.
 """

@@ -189,10 +189,10 @@ def test_set_up_needs_the_standard_library_only(root: Path) -> None:
     ("target", "steps"),
     [
         ("demo", ['scripts/setup.py --venv "/v" demo', "/v/bin/traffic-forecast demo"]),
-        ("test", ['scripts/setup.py --venv "/v" test', "/v/bin/python scripts/check.py test"]),
-        ("ci", ['scripts/setup.py --venv "/v" test', "/v/bin/python scripts/check.py lint test"]),
-        ("acceptance", ['scripts/setup.py --venv "/v" test', '/v/bin/python scripts/acceptance.py --app "gman"']),
-        ("bench", ['scripts/setup.py --venv "/v" test', "/v/bin/python benchmarks/run.py"]),
+        ("test", ['scripts/setup.py --venv "/v" test', "/v/bin/python -m scripts.check test"]),
+        ("ci", ['scripts/setup.py --venv "/v" test', "/v/bin/python -m scripts.check lint test"]),
+        ("acceptance", ['scripts/setup.py --venv "/v" test', '/v/bin/python -m scripts.acceptance --app "gman"']),
+        ("bench", ['scripts/setup.py --venv "/v" test', "/v/bin/python -m benchmarks.run"]),
     ],
 )
 def test_targets_set_up_first(root: Path, target: str, steps: list[str]) -> None:
