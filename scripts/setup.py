@@ -23,9 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST = (3, 11)
 STAMP = "polyhead-setup.json"
-# Measured in an empty environment on Linux x86-64, Python 3.11; rounded up. With CUDA's libraries, which PyPI's torch
-# for Linux x86-64 brings, and without. Elsewhere, or with a torch already there, the smaller one.
-CUDA_GB, PLAIN_GB, UPDATE_GB = 7.5, 2.0, 1.5
+# GB in the environment and GB to download, rounded up from what was measured on Linux x86-64 with Python 3.11: PyPI's
+# torch for it brings CUDA's libraries (6.2 GB in all), a CPU-only one does not (1.6 GB; 0.7 GB of it besides torch).
+CUDA, PLAIN, REST = (6.5, 3.0), (2.0, 0.5), (1.0, 0.3)
 _PROBE = """
 import importlib.metadata, json, sys
 def version(name):
@@ -131,25 +131,25 @@ def check_disk(folder: Path, need_gb: float, free_gb: float | None = None) -> No
     free_gb = shutil.disk_usage(folder).free / 1e9 if free_gb is None else free_gb
     if free_gb < need_gb:
         raise SetupError(
-            f"{folder} has {free_gb:.1f} GB free and the environment takes {need_gb:.1f} GB. "
+            f"{folder} has {free_gb:.1f} GB free; installing needs {need_gb:.1f} GB. "
             "Free some, choose another disk with VENV=/path, or install a CPU-only torch first (docs/install.md)."
         )
 
 
 def announce(state: dict, system: str = sys.platform, machine: str = "") -> float:
-    """Say what the installation takes and return its disk space in GB."""
+    """Say what the installation takes and return the disk space in GB, the downloads' included."""
     machine = machine or platform.machine()
     if state["torch"]:
-        say(f"torch {state['torch']} is there and stays; the rest takes up to {UPDATE_GB} GB and about a minute")
-        return UPDATE_GB
-    if system == "linux" and machine in ("x86_64", "AMD64"):
-        say(
-            f"installing takes about {CUDA_GB} GB of disk and two minutes plus a download of 3 GB, because torch comes "
-            "with CUDA; a CPU-only torch is much smaller (docs/install.md)"
-        )
-        return CUDA_GB
-    say(f"installing takes about {PLAIN_GB} GB of disk and two minutes plus the download")
-    return PLAIN_GB
+        (disk, download), what = REST, f"torch {state['torch']} is there and stays; the rest"
+        minutes = "a minute"
+    elif system == "linux" and machine in ("x86_64", "AMD64"):
+        (disk, download), what = CUDA, "torch comes with CUDA (docs/install.md says how to do without); installing"
+        minutes = "two minutes"
+    else:
+        (disk, download), what = PLAIN, "installing"
+        minutes = "two minutes"
+    say(f"{what} takes about {disk} GB of disk, a download of up to {download} GB and {minutes} besides it")
+    return disk + download
 
 
 def install(python: Path, root: Path, items: list[str], pip_version: str | None) -> None:
