@@ -42,10 +42,8 @@ class Demo:
     note: str = ""
     """One sentence that every output of the demo carries."""
     function: str = ""
-    """``"module:function"`` that replaces the demo of an app with several arms.
-
-    It is called as ``function(app, settings, *, data, quick, folder, context)``; see ``polyhead_apps.verbs.demo``.
-    """
+    """``"module:function"`` that replaces the demo of an app with several arms; it takes the arguments of
+    `polyhead_apps.verbs.demo.demo`."""
 
 
 @dataclass(frozen=True)

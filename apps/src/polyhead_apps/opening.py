@@ -14,6 +14,7 @@ from polyhead.manifest import DatasetSpec, ModelSpec, TaskSpec, resolve
 from polyhead.protocols import Data, Task
 from polyhead_apps.app import App
 from polyhead_apps.config import ModelSettings, Section, TaskSettings, UsageError
+from polyhead_apps.runs import Run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "TASK_FILE",
     "Loaded",
+    "check_config_keys",
     "data_arguments",
     "dataset_specs",
+    "embedded_default",
     "find_data",
     "load_model",
     "model_config",
@@ -173,19 +176,19 @@ def load_model(app: App, task: str | None, folder: Path) -> Loaded:
     return Loaded(model, name, spec, resolve(spec.target).restore(saved["state"]))
 
 
-def data_arguments(
-    given: str | None, record: Mapping[str, Any] | None, base: Mapping[str, Any], cls: type[TaskSettings]
-) -> tuple[str | None, dict[str, Any]]:
-    """Return the data a saved model is used on, and the settings it starts from.
+def data_arguments(given: str | None, run: Run | None, cls: type[TaskSettings]) -> tuple[str | None, dict[str, Any]]:
+    """Return the data a saved model is used on, and the dotted settings it starts from.
 
-    Without ``--data`` these are the run's. On other data the settings that describe the run's very files
+    Without ``--data`` both are the run's. On other data the settings that describe the run's very files
     (``Section.of_files``) go back to their defaults.
     """
-    ran_on = None if record is None else record["data"].get("path") or record["data"].get("dataset")
-    if given is None or record is None:
-        return given or ran_on, dict(base)
-    same = given == ran_on or (Path(given).exists() and str(Path(given).resolve()) == ran_on)
+    if run is None:
+        return given, {}
+    record, settings = run.record["data"], run.settings()
+    ran_on = record.get("path") or record.get("dataset")
+    if given is None:
+        return ran_on, settings
+    same = given == ran_on or (record.get("path") is not None and str(Path(given).resolve()) == ran_on)
     section = cls.model_fields["data"].annotation
     local = () if same or not isinstance(section, type) else getattr(section, "of_files", ())
-    dropped = {f"data.{name}" for name in local}
-    return given, {key: value for key, value in base.items() if key not in dropped}
+    return given, {key: value for key, value in settings.items() if key not in {f"data.{name}" for name in local}}

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from polyhead.errors import PluginError
 from polyhead_apps.config import Section, TaskSettings, UsageError, load_settings
@@ -217,7 +216,7 @@ def setting_options(tasks: Sequence[type[TaskSettings]], section: str, taken: Se
             if flag in taken:
                 raise PluginError(f"Setting {section}.{name} cannot become {flag}: the app has that option. Rename it.")
             if flag not in options:
-                options[flag] = _setting_option(section, name, flag, info, getattr(section_default, name, info.default))
+                options[flag] = _setting_option(section, name, flag, info, getattr(section_default, name, None))
     return list(options.values())
 
 
@@ -226,7 +225,7 @@ def _setting_option(section: str, name: str, flag: str, info: FieldInfo, default
     text = (info.description or name).strip().rstrip(".")
     if isinstance(default, list | tuple):
         default = ",".join(str(part) for part in default)
-    if default not in (None, PydanticUndefined, ""):
+    if default not in (None, ""):
         text += f" (default: {default})"
     typed, none = _option(
         annotation | None,

@@ -13,7 +13,7 @@ from polyhead.artifacts import write_atomic
 from polyhead.protocols import Picture
 from polyhead_apps.console import format_figure
 
-__all__ = ["Block", "Table", "write_report"]
+__all__ = ["Block", "Table", "figures_block", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def write_report(
     write_atomic(path, page.encode())
 
 
-def figures_block(title: str, values: Mapping[str, Any]) -> Block:
+def figures_block(title: str, values: Mapping[str, Any], *, folded: bool = False) -> Block:
     """Return names and values as a block of aligned lines."""
     width = max((len(name) for name in values), default=0)
-    return Block(title, "\n".join(f"{name:<{width}}  {format_figure(value)}" for name, value in values.items()))
+    return Block(title, "\n".join(f"{name:<{width}}  {format_figure(value)}" for name, value in values.items()), folded)
 
 
 def _table(table: Table) -> str:

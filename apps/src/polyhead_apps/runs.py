@@ -59,6 +59,11 @@ class Run:
         return (self.model / "config.json").is_file()
 
     @property
+    def finished(self) -> bool:
+        """True if the model has been measured as well, which is the last thing `fit` does."""
+        return (self.folder / "metrics.json").is_file()
+
+    @property
     def record(self) -> dict[str, Any]:
         """What the run is: app, plugin, task, data, fingerprint, start.
 
@@ -119,12 +124,12 @@ def new_run(app: str, name: str, out: Path | None, *, force: bool) -> Run:
     else:
         check_out(out, force=force)
         folder = out
-        for part in (folder / name for name in PARTS):
-            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(error.errno, f"Cannot make the folder {folder}: {error.strerror}") from error
+        raise StorageError(f"Cannot make the folder {folder}: {error.strerror}. Name another with --out.") from error
+    for part in (folder / name for name in PARTS):
+        shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
     return Run(folder)
 
 
@@ -156,7 +161,7 @@ def runs(app: str) -> list[Run]:
 
 
 def find_run(app: str, out: Path | None) -> Run:
-    """Return the run to go on with: ``out``, or the newest one that is not fitted.
+    """Return the run to go on with: ``out``, or the newest one that is not finished.
 
     Raises:
         UsageError: there is none.
@@ -166,30 +171,28 @@ def find_run(app: str, out: Path | None) -> Run:
             raise UsageError(f"--resume: {out} holds no run. Fit without --resume to start one there.")
         return Run(out)
     for run in runs(app):
-        if not run.fitted:
+        if not run.finished:
             return run
     raise UsageError(f"--resume: no unfinished run in {RUNS / app}. Name one with --out RUN.")
 
 
-def find_model(app: str, given: str | None) -> tuple[Path, Run | None]:
+def find_model(app: str, given: str | None, option: str = "--model") -> tuple[Path, Run | None]:
     """Return the model folder that ``--model`` means, and its run if it belongs to one.
 
     Args:
         app: the command, whose newest fitted run is the default.
         given: a run, a model folder, or the name of a run in the default place; None for the default.
+        option: what messages call ``given``.
 
     Raises:
-        UsageError: no run is fitted yet.
+        CheckpointError: no run is fitted yet, or this one is not; names the command that mends it.
         ConfigError: ``given`` is none of these; suggests the nearest run.
-        CheckpointError: the run has no model yet; names the command that goes on with it.
     """
     if given is None:
         for run in runs(app):
             if run.fitted:
                 return run.model, run
-        raise UsageError(
-            f"No fitted run in {RUNS / app}. Start one with: {app} fit --data PATH, or name --model FOLDER."
-        )
+        raise CheckpointError(f"No fitted run in {RUNS / app}: fit first ({app} fit --data PATH), or name --model.")
     for folder in (Path(given), RUNS / app / given):
         if (folder / RECORD).is_file():
             run = Run(folder)
@@ -201,7 +204,7 @@ def find_model(app: str, given: str | None) -> tuple[Path, Run | None]:
             parent = folder.resolve().parent
             return folder, Run(folder.parent) if folder.name == MODEL and (parent / RECORD).is_file() else None
     names = [run.folder.name for run in runs(app)]
-    text = f"--model {given}: no such run or model folder (a model folder holds config.json and model.safetensors)."
+    text = f"{option} {given}: no such run or model folder (a model folder holds config.json and model.safetensors)."
     if guess := nearest(given, names):
         text += f' Did you mean "{guess}"?'
     raise ConfigError(text)

@@ -28,9 +28,11 @@ from polyhead_apps.opening import settings_class, task_spec
 from polyhead_apps.options import SETTINGS, Given, SettingOption, common_parameters, setting_options
 from polyhead_apps.runs import command_line, versions
 
-__all__ = ["build", "guard", "main"]
+__all__ = ["build", "guard", "main", "with_debug"]
 
 RUN = ("config", "sets", "seed", "device", "threads")
+_TYPER_INTERRUPTED = 130
+"""What Typer makes of Ctrl-C, silently."""
 SAY = ("quiet", "verbose", "debug")
 
 
@@ -127,6 +129,8 @@ def guard(name: str, make: Callable[[], typer.Typer], arguments: Sequence[str]) 
             warnings.showwarning = lambda message, *_, **__: _write(f"warning: {' '.join(str(message).split())}")
             code = make()(args=_with_resume_value(arguments), prog_name=name, standalone_mode=False)
         sys.stdout.flush()
+        if code == _TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         # The reader of our output has gone. Python would complain once more when it flushes stdout at exit.
@@ -165,7 +169,7 @@ def build(app: App, arguments: Sequence[str] = ()) -> typer.Typer:
     called = next((argument for argument in arguments if not argument.startswith("-")), "")
     for name, reference in app.commands.items():
         if name == called:
-            command.command(name)(_extra(reference))
+            command.command(name)(with_debug(resolve(reference)))
         else:
             command.command(name, help=_summary(reference))(_nothing)
     command.callback()(_version(app))
@@ -223,9 +227,8 @@ def _flags(parameter: inspect.Parameter) -> list[str]:
     return [flag for flag in parameter.annotation.__metadata__[0].param_decls if flag.startswith("--")]
 
 
-def _extra(reference: str) -> Callable[..., Any]:
-    """Return an app's own command, with ``--debug`` added where it lacks it."""
-    function = resolve(reference)
+def with_debug(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command's function with the option ``--debug``, which `guard` answers, where it lacks it."""
     signature = inspect.signature(function, eval_str=True)
     if "debug" in signature.parameters:
         return function

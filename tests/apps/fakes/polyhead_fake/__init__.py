@@ -1,0 +1,1 @@
+"""A plugin for tests: fits a straight line. Laid out as a real one."""
