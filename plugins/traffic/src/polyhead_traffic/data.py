@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polyhead.errors import DataError
 from polyhead.protocols import Split
-from polyhead_traffic.windows import WindowSource, split_starts
+from polyhead_traffic.windows import PROTOCOLS, WindowSource, split_starts
 
 __all__ = ["DAY_S", "SensorData", "SensorGraph"]
 
@@ -186,9 +186,6 @@ class SensorData:
         """Return sizes, times, ranges, the share of missing readings and what the reader chose."""
         observed = self.values[self.mask]
         return {
-            "name": self.name,
-            "provenance": self.provenance,
-            "licence": self.licence,
             "files": list(self.files),
             "sensors": len(self.ids),
             "rows": len(self.timestamps),
@@ -203,10 +200,9 @@ class SensorData:
             "zero_is_missing": self.zero_is_missing,
             "edges": None if self.graph is None else len(self.graph.weights),
             "coordinates": self.coordinates is not None,
-            "protocol": self.protocol,
+            "protocol": f"{self.protocol}: {PROTOCOLS[self.protocol]}",
             "history": self.history,
             "horizon": self.horizon,
-            "windows": {split: len(starts) for split, starts in self.starts.items()},
             "notes": list(self.notes),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -26,18 +26,23 @@ def parse_step(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d{1,6})\s*([a-z]+)\s*", text.lower())
     if match is None or match[2] not in _SECONDS or int(match[1]) == 0:
-        raise ValueError(f'step "{text}" is not a number with a unit: write it as 30s, 5min, 1h or 1d')
+        raise ValueError("not a number with a unit: write it as 30s, 5min, 1h or 1d")
     return int(match[1]) * _SECONDS[match[2]]
 
 
 class SensorSettings(Section):
     """How a folder of sensor readings is read and cut into windows."""
 
+    of_files: ClassVar[tuple[str, ...]] = ("format", "start", "timezone", "graph", "coordinates")
+
     format: Annotated[Literal["auto", "tgcn", "wide"], Field(description="on-disk layout; auto looks at the files")] = (
         "auto"
     )
     start: Annotated[str, Field(description="time of the first row where the file has none, e.g. 2012-03-01")] = ""
     step: Annotated[str, Field(description="time between rows where the file has none, e.g. 5min")] = ""
+    timezone: Annotated[
+        str, Field(description="convert times that carry an offset to this zone, e.g. America/Los_Angeles")
+    ] = ""
     graph: Annotated[
         str, Field(description="file of the sensor graph; auto: the one beside the readings; none: without")
     ] = "auto"
@@ -45,6 +50,9 @@ class SensorSettings(Section):
         Literal["strict", "common"],
         Field(description="sensors that only the graph or only the readings have: refused, or left out of the graph"),
     ] = "strict"
+    coordinates: Annotated[
+        str, Field(description="file of latitudes and longitudes; auto: the one beside the readings; none: without")
+    ] = "auto"
     sigma: Annotated[
         float, Field(ge=0, description="width of the kernel on distances; 0: their standard deviation")
     ] = 0.0
@@ -86,9 +94,9 @@ class SensorSettings(Section):
             try:
                 start = datetime.fromisoformat(text)
             except ValueError:
-                raise ValueError(f'start "{text}" is not a time: write it as 2012-03-01 or 2012-03-01T00:05') from None
+                raise ValueError("not a time: write it as 2012-03-01 or 2012-03-01T00:05") from None
             if start.tzinfo is not None:
-                raise ValueError(f'start "{text}" has a time zone: give local time without one')
+                raise ValueError("it has a time zone: give local time without one")
         return text
 
     @field_validator("step")

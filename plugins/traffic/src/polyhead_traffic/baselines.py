@@ -1,0 +1,212 @@
+"""Honest baselines: what a model has to beat, fitted on the training windows and tuned on the validation windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyhead.protocols import Batch, Predictor
+from polyhead_traffic.data import SensorData
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from polyhead_traffic.windows import WindowSource
+
+__all__ = ["LastValue", "Profile", "Ridge", "ShrunkResidual", "fit_baselines"]
+
+WEEKEND = 5
+"""Days of the week from this one on (Monday = 0) are the weekend."""
+FIT_SAMPLES = 20_000_000
+"""Most windows times sensors that a shared regression is fitted on; evenly spaced windows beyond that."""
+CHUNK = 1 << 22
+"""Numbers in one chunk of a regression's input: 32 MB in float64."""
+SHRINKAGE = tuple(i / 10 for i in range(11))
+
+
+def fit_baselines(data: SensorData) -> Mapping[str, Predictor]:
+    """Return all baselines by name, fitted on ``data``.
+
+    The penalties are those of the published reference table (1 and 100); the shrinkage is chosen on the validation
+    windows, for each step of the horizon, by the metric that is reported (MAE).
+    """
+    mean, median = Profile(data, "mean"), Profile(data, "median")
+    weekday = mean.of_weekdays()
+    return {
+        "last value": LastValue(data),
+        "slot mean": mean,
+        "slot median": median,
+        "ridge": Ridge(data, penalty=1.0),
+        "ridge + weekday mean": Ridge(data, penalty=100.0, profile=weekday),
+        "ridge + slot mean": Ridge(data, penalty=100.0, profile=mean),
+        "slot median + residual": ShrunkResidual(data, median),
+    }
+
+
+class LastValue:
+    """Repeat each sensor's last observed reading of the window; its training mean if it has none there."""
+
+    def __init__(self, data: SensorData) -> None:
+        """Take the training means from ``data``."""
+        self.horizon = data.horizon
+        self.means = data.sensor_means
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return (B, Q, N)."""
+        return self.last(batch)[:, None].expand(-1, self.horizon, -1)
+
+    def last(self, batch: Batch) -> Tensor:
+        """Return the last observed readings, shape (B, N)."""
+        import torch
+
+        x, mask = batch["x"], batch["x_mask"]
+        steps = torch.arange(1, x.shape[1] + 1, device=x.device)[None, :, None] * mask
+        latest = steps.amax(dim=1)
+        value = x.gather(1, (latest - 1).clamp(min=0)[:, None])[:, 0]
+        return value.where(latest > 0, torch.from_numpy(self.means).to(x))
+
+
+class Profile:
+    """Each sensor's mean or median of a slot of the day, weekdays and weekend apart, over the training rows.
+
+    A kind of day that the training rows lack is given the other one's profile; a slot without any observed reading is
+    given the sensor's mean.
+    """
+
+    def __init__(self, data: SensorData, statistic: Literal["mean", "median"]) -> None:
+        """Take the statistics of ``data``'s training rows."""
+        self.history = data.history
+        self.table = np.stack([_slot_table(data, statistic, weekend) for weekend in (False, True)])
+        lost = np.isnan(self.table).all(axis=(1, 2))
+        if lost.any() and not lost.all():
+            self.table[lost] = self.table[~lost]
+        self.table = np.where(np.isnan(self.table), data.sensor_means, self.table).astype(np.float32)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the profile of the future steps, (B, Q, N)."""
+        return self.at(batch, slice(self.history, None))
+
+    def at(self, batch: Batch, steps: slice) -> Tensor:
+        """Return the profile of some of the window's P+Q steps, (B, steps, N)."""
+        import torch
+
+        te = batch["te"][:, steps]
+        table = torch.from_numpy(self.table).to(batch["x"])
+        return table[(te[..., 0] >= WEEKEND).long(), te[..., 1]]
+
+    def of_weekdays(self) -> Profile:
+        """Return a profile that gives weekends the values of weekdays too."""
+        twin = object.__new__(Profile)
+        twin.history = self.history
+        twin.table = np.stack([self.table[0], self.table[0]])
+        return twin
+
+
+def _slot_table(data: SensorData, statistic: str, weekend: bool) -> NDArray[np.float64]:
+    """Return (slots, N), NaN where nothing was observed."""
+    rows = np.arange(data.train_rows)
+    rows = rows[(data.calendar[rows, 0] >= WEEKEND) == weekend]
+    table = np.full((data.slots_per_day, len(data.ids)), np.nan)
+    order = np.argsort(data.calendar[rows, 1], kind="stable")
+    slots, first = np.unique(data.calendar[rows[order], 1], return_index=True)
+    for slot, group in zip(slots, np.split(rows[order], first[1:]), strict=True):
+        readings = data.values[group].astype(np.float64)
+        observed = data.mask[group]
+        seen = observed.any(axis=0)
+        masked = np.ma.masked_array(readings[:, seen], ~observed[:, seen])
+        figure = np.ma.median(masked, axis=0) if statistic == "median" else masked.mean(axis=0)
+        table[slot, seen] = np.ma.getdata(figure)
+    return table
+
+
+class Ridge:
+    r"""One linear map from the window to the horizon, shared by all sensors.
+
+    The input of a sensor is its P past readings and 1; with a profile also the profile's values at the P past and Q
+    future steps. The map of each step solves
+
+    .. math:: (X^\top X + \lambda I)\, w = X^\top y
+
+    over the observed targets (the intercept is penalised as well). The sums run over chunks of windows.
+
+    Complexity: O(S·N·F²) time, O(Q·F²) memory for S windows and F inputs; Q times less of both without missing targets.
+    """
+
+    def __init__(self, data: SensorData, *, penalty: float, profile: Profile | None = None) -> None:
+        """Fit on the training windows of ``data``."""
+        import torch
+
+        self.history, self.horizon, self.profile = data.history, data.horizon, profile
+        source = data.source("train")
+        features = 1 + data.history + (data.history + data.horizon if profile else 0)
+        gram = torch.zeros(data.horizon, features, features, dtype=torch.float64)
+        moment = torch.zeros(data.horizon, features, dtype=torch.float64)
+        for batch in _chunks(source, features):
+            inputs = self._inputs(batch).double().flatten(0, 1)
+            y, mask = (batch[name].transpose(1, 2).flatten(0, 1) for name in ("y", "y_mask"))
+            y = y.double()
+            if mask.all():
+                gram += inputs.T @ inputs
+                moment += (inputs.T @ y).T
+                continue
+            for step in range(data.horizon):
+                rows = mask[:, step]
+                gram[step] += inputs[rows].T @ inputs[rows]
+                moment[step] += inputs[rows].T @ y[rows, step]
+        gram += penalty * torch.eye(features, dtype=torch.float64)
+        self.weights: torch.Tensor = torch.linalg.solve(gram, moment).float()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return (B, Q, N)."""
+        return (self._inputs(batch) @ self.weights.T.to(batch["x"])).transpose(1, 2)
+
+    def _inputs(self, batch: Batch) -> Tensor:
+        """Return (B, N, F)."""
+        import torch
+
+        x = batch["x"].transpose(1, 2)
+        parts = [x, torch.ones_like(x[..., :1])]
+        if self.profile is not None:
+            parts.insert(1, self.profile.at(batch, slice(None)).transpose(1, 2))
+        return torch.cat(parts, dim=-1)
+
+
+class ShrunkResidual:
+    """A profile plus a share of the last residual; the share of each step is chosen on the validation windows."""
+
+    def __init__(self, data: SensorData, profile: Profile) -> None:
+        """Choose the shares by the MAE over the validation windows of ``data``."""
+        import torch
+
+        self.profile, self.last, self.horizon = profile, LastValue(data), data.horizon
+        errors = torch.zeros(len(SHRINKAGE), data.horizon, dtype=torch.float64)
+        for batch in _chunks(data.source("validation"), data.horizon):
+            for number, share in enumerate(SHRINKAGE):
+                prediction = self._predict(batch, torch.full((data.horizon,), share))
+                error = (prediction - batch["y"]).abs().where(batch["y_mask"], 0.0)
+                errors[number] += error.double().sum(dim=(0, 2))
+        self.shares = torch.tensor(SHRINKAGE)[errors.argmin(dim=0)]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return (B, Q, N)."""
+        return self._predict(batch, self.shares)
+
+    def _predict(self, batch: Batch, shares: Tensor) -> Tensor:
+        history = self.profile.history
+        past = self.profile.at(batch, slice(history - 1, history))[:, 0]
+        residual = self.last.last(batch) - past
+        return self.profile(batch) + shares.to(residual)[None, :, None] * residual[:, None]
+
+
+def _chunks(source: WindowSource, features: int) -> Iterator[Batch]:
+    """Yield the windows of a source in chunks of bounded size; evenly spaced ones where there are very many."""
+    sensors = len(source.data.ids)
+    every = max(1, -(-len(source) * sensors // FIT_SAMPLES))
+    size = max(1, CHUNK // (sensors * features))
+    picked = range(0, len(source), every)
+    for first in range(0, len(picked), size):
+        yield source.fetch(picked[first : first + size])
