@@ -31,6 +31,7 @@ __all__ = [
     "atomic_folder",
     "json_bytes",
     "load_tensors",
+    "manifest_problems",
     "read_json",
     "remove_leftovers",
     "save_tensors",
@@ -46,9 +47,6 @@ _JSON_LIMIT = 64 * 2**20
 _TEMPORARY = ".tmp-"
 
 
-# Writing -------------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; at the end of the block it is synced and renamed to ``path``.
@@ -61,17 +59,19 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     with _storage_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}{_TEMPORARY}", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with _block_errors(path, temporary):
             yield temporary
+        with _storage_errors(path):
             # mkstemp gives 0600; a result should have the permissions of any other new file.
             temporary.chmod(0o666 & ~_umask())
             _sync(temporary)
             os.replace(temporary, path)
             _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
@@ -105,19 +105,20 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
         path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(path, replace)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{_TEMPORARY}", dir=path.parent))
-        try:
-            temporary.chmod(0o777 & ~_umask())
+    try:
+        with _block_errors(path, temporary):
             yield temporary
+        with _storage_errors(path):
+            temporary.chmod(0o777 & ~_umask())
             for folder, _, files in os.walk(temporary, topdown=False):
                 for file in files:
                     _sync(Path(folder, file))
                 _sync(Path(folder))
-            # Once more: the block may have run for long.
-            _refuse_foreign(path, replace)
+            _refuse_foreign(path, replace)  # once more: the block may have run for long
             _move_into_place(temporary, path)
             _sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
@@ -145,22 +146,41 @@ def json_bytes(value: JSON) -> bytes:
 
 @contextlib.contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of our own steps into a sentence about ``path``."""
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            mend = "Free some space or choose another place; what was there before is unchanged."
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            mend = "Choose a folder that you may write."
-        elif error.errno == errno.ENOENT:
-            mend = "Make its folder first."
-        else:
-            mend = "What was there before is unchanged."
-        storage_error = StorageError(f"Cannot write {path}: {error.strerror or error}. {mend}")
-        storage_error.errno = error.errno
-        raise storage_error from error
+        raise _storage_error(path, error) from error
+
+
+@contextlib.contextmanager
+def _block_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """Let errors of a caller's block speak of ``path``; only a full or failing disk is ours to explain there."""
+    try:
+        yield
+    except (CheckpointError, StorageError) as error:
+        error.args = (str(error).replace(str(temporary), str(path)),)
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise _storage_error(path, error) from error
+        raise
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        mend = "Free some space or choose another place; what was there before is unchanged."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        mend = "Choose a folder that you may write."
+    elif error.errno == errno.ENOENT:
+        mend = "Make its folder first."
+    else:
+        mend = "What was there before is unchanged."
+    result = StorageError(f"Cannot write {path}: {error.strerror or error}. {mend}")
+    result.errno = error.errno
+    return result
 
 
 def _umask() -> int:
@@ -224,9 +244,6 @@ def _exchange(a: Path, b: Path) -> bool:
     return renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0
 
 
-# Digests -------------------------------------------------------------------------------------------------------------
-
-
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits, in bounded memory."""
     with open(path, "rb") as file:
@@ -250,14 +267,20 @@ def verify_manifest(folder: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: the manifest is missing or damaged, or files are missing, cut short or altered; names them.
     """
-    folder = Path(folder)
-    problems = []
-    for name, entry in _manifest_files(folder).items():
-        if problem := _difference(folder / name, entry):
-            problems.append(f"{name} {problem}")
-    if problems:
+    if problems := manifest_problems(folder):
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise CheckpointError(f"{folder} is damaged: {shown}. Use another copy of it.")
+
+
+def manifest_problems(folder: str | os.PathLike[str]) -> list[str]:
+    """Return what `verify_manifest` would complain of, one phrase a file, such as "a.json is missing".
+
+    Raises:
+        CheckpointError: the manifest itself is missing or damaged.
+    """
+    folder = Path(folder)
+    found = ((name, _difference(folder / name, entry)) for name, entry in _manifest_files(folder).items())
+    return [f"{name} {problem}" for name, problem in found if problem]
 
 
 def _difference(path: Path, entry: Mapping[str, Any]) -> str:
@@ -295,9 +318,6 @@ def _manifest_files(folder: Path) -> dict[str, dict[str, Any]]:
 def _stays_inside(name: str) -> bool:
     parts = PurePosixPath(name).parts
     return bool(parts) and not name.startswith("/") and ".." not in parts and not set(name) & set("\\:\0")
-
-
-# Reading -------------------------------------------------------------------------------------------------------------
 
 
 def read_json(path: str | os.PathLike[str], *, limit: int = _JSON_LIMIT) -> Any:
@@ -344,6 +364,7 @@ def save_tensors(
         CheckpointError: a tensor is sparse, has no data (device "meta") or a dtype that safetensors lacks.
         StorageError: the disk is full or the folder cannot be written; ``path`` is what it was before.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -351,7 +372,7 @@ def save_tensors(
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in tensors.items():
-        if tensor.layout != _strided() or tensor.is_meta:
+        if tensor.layout != torch.strided or tensor.is_meta:
             what = "has no data (device meta)" if tensor.is_meta else f"is sparse ({tensor.layout})"
             raise CheckpointError(f'Cannot save tensor "{name}" to {path}: it {what}. Make it a dense tensor first.')
         identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
@@ -414,29 +435,19 @@ def _aliases(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     return aliases
 
 
-def _strided() -> Any:
-    import torch
-
-    return torch.strided
-
-
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give every tensor contiguous memory of its own, which safetensors demands; copy only where needed."""
+    import torch
+
     owners: set[tuple[Any, int]] = set()
     result = {}
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
         whole = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes
         owner = (tensor.device, storage.data_ptr())
-        result[name] = tensor if whole and owner not in owners else tensor.clone(memory_format=_contiguous())
+        result[name] = tensor if whole and owner not in owners else tensor.clone(memory_format=torch.contiguous_format)
         owners.add(owner)
     return result
-
-
-def _contiguous() -> Any:
-    import torch
-
-    return torch.contiguous_format
 
 
 def _raise_as_oserror(error: Exception) -> None:

@@ -81,12 +81,16 @@ class UnknownNameError(PolyheadError, LookupError):
             known: the names that exist.
             listing: the command that lists them all; the names themselves are printed if empty.
         """
-        self.kind, self.name, self.known = kind, name, sorted(known)
+        self.kind, self.name, self.known, self.listing = kind, name, sorted(known), listing
         text = f'No {kind} "{name}".'
         if guess := nearest(name, self.known):
             text += f' Did you mean "{guess}"?'
         text += f"  All: {listing or ', '.join(self.known) or 'none'}"
         super().__init__(text)
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str], str]]:
+        """Pickle by the arguments: loader workers send their errors this way."""
+        return type(self), (self.kind, self.name, self.known, self.listing)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -65,7 +65,7 @@ class Origin:
 
     def __str__(self) -> str:
         """Return the name and where it comes from, for messages."""
-        return f'"{self.name}" ({f"{self.distribution} {self.version}" if self.distribution else "this process"})'
+        return f'"{self.name}" ({f"{self.distribution} {self.version}".strip() or "this process"})'
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Failure:
     def __str__(self) -> str:
         """Return one line: the plugin, the error, the mend if known."""
         origin = Origin(self.name, self.distribution, self.version)
-        what = str(self.error) or type(self.error).__name__
+        what = " ".join(str(self.error).split()) or type(self.error).__name__
         return f"Plugin {origin} failed to load: {what}" + (f"  {self.hint}" if self.hint else "")
 
 
@@ -128,8 +128,8 @@ class Manager:
         names = {entry.name for entry in found}
         for name in sorted(set(only or ()) - names):
             guess = nearest(name, names)
-            text = "POLYHEAD_PLUGINS names it, but it is not installed."
-            self._fail(Origin(name), PluginError(text + (f' Did you mean "{guess}"?' if guess else "")))
+            text = "POLYHEAD_PLUGINS names it." + (f' Did you mean "{guess}"?' if guess else "")
+            self._fail(Origin(name, "not installed"), PluginError(text))
         for entry in found:
             if only is not None and entry.name not in only:
                 continue
@@ -216,7 +216,8 @@ class Manager:
         key = f"{origin.distribution}:{origin.name}"
         try:
             if key in self._modules:
-                raise PluginError(f'There are two plugins "{origin.name}" in one distribution. Rename one.')
+                where = origin.distribution or "this process"
+                raise PluginError(f'There are two plugins "{origin.name}" in {where}. Rename one.')
             self._hooks.register(module, name=key)
             self._hooks.check_pending()
             if not self._hooks.get_hookcallers(module):
@@ -248,6 +249,8 @@ class Manager:
         for kind in ("model", "dataset", "app", "task"):
             taken = {} if kind == "task" else self._owners(kind)
             for spec in getattr(plugin, f"{kind}s"):
+                if taken.get(spec.name) is origin:
+                    raise PluginError(f'Its manifest names the {kind} "{spec.name}" twice. Rename one.')
                 if spec.name in taken:
                     raise PluginError(
                         f'{kind.capitalize()} "{spec.name}" belongs to both {taken[spec.name]} and {origin}. '
