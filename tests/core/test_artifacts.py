@@ -312,7 +312,7 @@ def test_tensors_come_back_whatever_their_strides_and_ties(tmp_path: Path) -> No
         "half": torch.ones(2, dtype=torch.bfloat16),
         "wide": torch.ones(2, dtype=torch.float64, requires_grad=True),
     }
-    artifacts.save_tensors(path, tensors, metadata={"note": "kept"})
+    artifacts.save_tensors(path, tensors)
     again = artifacts.load_tensors(path)
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -320,6 +320,9 @@ def test_tensors_come_back_whatever_their_strides_and_ties(tmp_path: Path) -> No
         assert torch.equal(again[name], tensor), name
         assert again[name].is_contiguous(), name
     assert again["base"] is again["tied"]
+    data = path.read_bytes()
+    artifacts.save_tensors(path, tensors)
+    assert path.read_bytes() == data
     assert path.stat().st_size < 2000
 
 

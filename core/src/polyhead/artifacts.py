@@ -347,18 +347,15 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors to a safetensors file, whole or not at all. Any device, any strides.
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file, whole or not at all; the same tensors give the same bytes.
 
     Tensors that are one and the same view of memory (tied weights) are written once, and ``load_tensors`` gives them
-    back as one tensor. Tensors that only overlap are written each for itself.
+    back as one tensor. Tensors that only overlap are written each for itself. Any device, any strides.
 
     Args:
         path: the file, ``*.safetensors``.
         tensors: by name.
-        metadata: short texts for the file's header.
 
     Raises:
         CheckpointError: a tensor is sparse, has no data (device "meta") or a dtype that safetensors lacks.
@@ -382,9 +379,8 @@ def save_tensors(
         seen[identity] = name
         kept[name] = tensor.detach()
     kept = _apart(kept)
-    header = {**(metadata or {}), "format": "pt"}
-    if aliases:
-        header["aliases"] = json.dumps(aliases)
+    # One key only: safetensors writes several in an order that differs from run to run.
+    header = {"aliases": json.dumps(aliases)} if aliases else {"format": "pt"}
     with atomic_file(path) as temporary:
         try:
             save_file(kept, temporary, metadata=header)
