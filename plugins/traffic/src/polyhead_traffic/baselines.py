@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -28,23 +29,23 @@ CHUNK = 1 << 22
 SHRINKAGE = tuple(i / 10 for i in range(11))
 
 
-def fit_baselines(data: SensorData) -> Mapping[str, Predictor]:
-    """Return all baselines by name, fitted on ``data``.
+def fit_baselines(data: SensorData, names: Sequence[str] = ()) -> Mapping[str, Predictor]:
+    """Return the baselines ``names`` (none given: all of them), fitted on ``data``.
 
     The penalties are those of the published reference table (1 and 100); the shrinkage is chosen on the validation
     windows, for each step of the horizon, by the metric that is reported (MAE).
     """
-    mean, median = Profile(data, "mean"), Profile(data, "median")
-    weekday = mean.of_weekdays()
-    return {
-        "last value": LastValue(data),
+    mean, median = cache(lambda: Profile(data, "mean")), cache(lambda: Profile(data, "median"))
+    makers: Mapping[str, Callable[[], Predictor]] = {
+        "last value": lambda: LastValue(data),
         "slot mean": mean,
         "slot median": median,
-        "ridge": Ridge(data, penalty=1.0),
-        "ridge + weekday mean": Ridge(data, penalty=100.0, profile=weekday),
-        "ridge + slot mean": Ridge(data, penalty=100.0, profile=mean),
-        "slot median + residual": ShrunkResidual(data, median),
+        "ridge": lambda: Ridge(data, penalty=1.0),
+        "ridge + weekday mean": lambda: Ridge(data, penalty=100.0, profile=mean().of_weekdays()),
+        "ridge + slot mean": lambda: Ridge(data, penalty=100.0, profile=mean()),
+        "slot median + residual": lambda: ShrunkResidual(data, median()),
     }
+    return {name: makers[name]() for name in names or makers}
 
 
 class LastValue:

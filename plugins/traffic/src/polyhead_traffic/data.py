@@ -57,7 +57,8 @@ class SensorData:
     """Seconds between rows."""
     ids: tuple[str, ...]
     name: str
-    provenance: str
+    origin: str
+    """One sentence: where the readings come from; says so if they are simulated."""
     licence: str = "yours"
     unit: str = ""
     graph: SensorGraph | None = None
@@ -117,6 +118,12 @@ class SensorData:
             zero_is_missing=zero_is_missing,
             **fields,
         )
+
+    @property
+    def provenance(self) -> str:
+        """Where the readings come from, their unit, and the protocol, which decides every figure."""
+        unit = f" Unit: {self.unit}." if self.unit else ""
+        return f"{self.origin}{unit} Protocol {self.protocol}: {PROTOCOLS[self.protocol]}."
 
     @property
     def slots_per_day(self) -> int:
@@ -200,7 +207,6 @@ class SensorData:
             "zero_is_missing": self.zero_is_missing,
             "edges": None if self.graph is None else len(self.graph.weights),
             "coordinates": self.coordinates is not None,
-            "protocol": f"{self.protocol}: {PROTOCOLS[self.protocol]}",
             "history": self.history,
             "horizon": self.horizon,
             "notes": list(self.notes),

@@ -94,7 +94,7 @@ def load_embedded(
         step_s=record["step_s"],
         ids=tuple(str(name) for name in arrays["ids"]),
         name=record["name"],
-        provenance=_provenance(record),
+        origin=_origin(record),
         licence=record["licence"],
         unit=record["unit"],
         graph=SensorGraph(edges[:, kept], weights[kept]),
@@ -121,11 +121,11 @@ def embedded_record(folder: Path | None = None) -> dict[str, Any]:
     return _read(folder or resources.files("polyhead_traffic").joinpath("assets"))[0]
 
 
-def _provenance(record: dict[str, Any]) -> str:
+def _origin(record: dict[str, Any]) -> str:
     side = record["recipe"]["side"]
     return (
-        f"simulated with UXsim {record['versions']['uxsim']} (a {side}x{side} grid of roads, generator "
-        f"{record['generator']}, seed {record['seed']}); not measured traffic"
+        f"Simulated with UXsim {record['versions']['uxsim']} (a {side}x{side} grid of roads, generator "
+        f"{record['generator']}, seed {record['seed']}); not measured traffic."
     )
 
 

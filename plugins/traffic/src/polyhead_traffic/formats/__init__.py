@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -40,15 +39,16 @@ def open_folder(path: Path, settings: SensorSettings) -> SensorData:
 
 def open_embedded(path: Path | None, settings: SensorSettings) -> SensorData:
     """Open the simulated road network that ships with this plugin, cut into windows as ``settings`` say."""
-    from polyhead_traffic.assets import load_embedded
+    from polyhead_traffic.embedded import load_embedded
 
     del path
-    return replace(
-        load_embedded(),
+    return load_embedded(
         history=settings.history,
         horizon=settings.horizon,
         protocol=settings.protocol,
         fill=settings.fill,
+        sigma=settings.sigma,
+        threshold=settings.threshold,
     )
 
 

@@ -29,7 +29,7 @@ class Known(NamedTuple):
 
     name: str
     unit: str
-    provenance: str
+    origin: str
     licence: str
 
 
@@ -119,7 +119,7 @@ def assemble(
         step_s=timeline.step_s,
         ids=table.ids,
         name=known.name if known else path.stem,
-        provenance=known.provenance if known else f"Readings from {path.name} (layout {layout}).",
+        origin=known.origin if known else f"Readings from {path.name} (layout {layout}).",
         licence=known.licence if known else "that of the files",
         unit=unit,
         breaks=timeline.breaks,

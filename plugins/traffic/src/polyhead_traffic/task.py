@@ -1,0 +1,357 @@
+"""The task `forecast`: what a model is trained for, measured by and asked for."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polyhead.artifacts import atomic_file
+from polyhead.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from polyhead.manifest import resolve
+from polyhead.nn import ReducedBatchNorm
+from polyhead.plugins import find_model
+from polyhead.protocols import Batch, Monitor, Picture, Predictor, Ratio
+from polyhead_traffic.baselines import fit_baselines
+from polyhead_traffic.data import SensorData
+from polyhead_traffic.graphs import find_graph
+from polyhead_traffic.metrics import ForecastMetric, masked_absolute_error
+from polyhead_traffic.settings import ForecastTaskSettings, PredictSettings
+from polyhead_traffic.windows import WindowSource
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from polyhead_apps.sampling import Progress
+
+__all__ = ["ForecastTask", "normaliser"]
+
+PREDICT_BATCH = 32
+DRAWN = ("last value", "slot mean", "ridge + weekday mean", "slot median + residual")
+"""The baselines that pictures show."""
+DRAWN_VALUES = 100_000_000
+"""Most numbers that pictures are drawn from."""
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class ForecastTask:
+    """Forecast every sensor for the next ``horizon`` steps; implements ``polyhead.protocols.Task``.
+
+    A model takes ``x`` (B, P, N), raw readings with 0 where missing, and ``te`` (B, P+Q, 2), the calendar, and returns
+    (B, Q, N) in the unit of the readings. What the data determine is put into its config (fields of these names:
+    ``nodes``, ``history``, ``horizon``, ``slots_per_day``, ``use_day_of_week``, ``embedding_dim``) and its buffers
+    (``mean``, ``std``, ``spatial_embedding``), as far as it has them.
+    """
+
+    monitor: ClassVar[Monitor] = Monitor("mae", "min")
+
+    ids: tuple[str, ...]
+    step_s: int
+    history: int
+    horizon: int
+    unit: str
+    zero_is_missing: bool
+    mean: float
+    """What is subtracted from readings before the model, and ``std`` divides them."""
+    std: float
+    use_day_of_week: bool
+    norm_epochs: float
+    embedding_source: str
+    """What the spatial embedding was made from, in words."""
+    embedding: NDArray[np.float32] | None = None
+    """(N, D): where sensors are; None in a restored task, whose model carries it."""
+
+    @classmethod
+    def prepare(cls, data: SensorData, settings: ForecastTaskSettings, *, seed: int) -> Self:
+        """Fit normaliser and spatial embedding.
+
+        Raises:
+            DataError: a split is shorter than one window, or the embedding that was asked for needs a file that is not
+                there.
+        """
+        for split in ("train", "validation", "test"):
+            data.source(split)
+        mean, std = normaliser(data)
+        days = np.unique(data.calendar[: data.train_rows, 0])
+        embedding, source = _spatial_embedding(data, settings.embedding, seed)
+        return cls(
+            ids=data.ids,
+            step_s=data.step_s,
+            history=data.history,
+            horizon=data.horizon,
+            unit=data.unit,
+            zero_is_missing=data.zero_is_missing,
+            mean=mean,
+            std=std,
+            # The embedding of a day that training never saw would stay untrained and disturb its forecasts.
+            use_day_of_week=len(days) == 7 if settings.use_day_of_week == "auto" else settings.use_day_of_week == "on",
+            norm_epochs=settings.norm_epochs,
+            embedding_source=source,
+            embedding=embedding,
+        )
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> Self:
+        """Make the task of a saved model.
+
+        Raises:
+            CheckpointError: the state is that of another version.
+        """
+        names = {field.name for field in dataclasses.fields(cls)} - {"embedding"}
+        if set(state) != names:
+            odd = ", ".join(sorted(set(state) ^ names))
+            raise CheckpointError(
+                f"The state of the task forecast does not fit this version: {odd}. Fit the model again."
+            )
+        return cls(**{**state, "ids": tuple(state["ids"])})
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what ``restore`` needs, as JSON values."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["embedding"]
+        return {**fields, "ids": list(self.ids)}
+
+    def build_model(self, name: str, config: Mapping[str, Any]) -> nn.Module:
+        """Build a fresh model for these sensors.
+
+        Raises:
+            ConfigError: ``config`` sets what the data determine to something else.
+        """
+        cls = resolve(find_model(name)[1].target)
+        known = {field.name for field in dataclasses.fields(cls.Config)}
+        determined = {
+            "nodes": len(self.ids),
+            "history": self.history,
+            "horizon": self.horizon,
+            "slots_per_day": 24 * 60 * 60 // self.step_s,
+        }
+        if self.embedding is not None:
+            determined["embedding_dim"] = self.embedding.shape[1]
+        for key, value in determined.items():
+            if config.get(key, value) != value:
+                raise ConfigError(f"model.{key} is {config[key]}, but the data have {value}. Leave it out.")
+        values = {"use_day_of_week": self.use_day_of_week, **config, **determined}
+        model: nn.Module = cls(
+            cls.Config(**{key: value for key, value in values.items() if key in known or key in config})
+        )
+        buffers = dict(model.named_buffers(recurse=False))
+        given = {"mean": self.mean, "std": self.std, "spatial_embedding": self.embedding}
+        for key, content in given.items():
+            if key in buffers and content is not None:
+                buffers[key].copy_(torch.as_tensor(content))
+        return model
+
+    def check(self, data: SensorData) -> None:
+        """Refuse data of other sensors, steps or windows.
+
+        Raises:
+            DataError: names what differs.
+        """
+        if data.ids != self.ids:
+            raise DataError(_difference(data, self.ids))
+        for what, have, want in (
+            ("step, s", data.step_s, self.step_s),
+            ("history", data.history, self.history),
+            ("horizon", data.horizon, self.horizon),
+        ):
+            if have != want:
+                raise DataError(
+                    f"{data.name}: {what} is {have}, the model was fitted with {want}. Use that, or fit again."
+                )
+        if data.unit and self.unit and data.unit != self.unit:
+            raise DataError(
+                f"{data.name} is in {data.unit}, the model was fitted in {self.unit}. Convert the readings."
+            )
+
+    def before_step(self, model: nn.Module, progress: Progress) -> None:
+        """Set the momentum of batch norms: 0.5, halved every ``norm_epochs`` epochs, at least 0.01.
+
+        Source: zhengchuanpan/GMAN, ``train.py``: decay = min(0.99, 1 - 0.5^(1 + floor(step / decay_steps))).
+        """
+        momentum = max(0.01, 0.5 ** (1 + int(progress.epoch / self.norm_epochs)))
+        for module in model.modules():
+            if isinstance(module, ReducedBatchNorm):
+                module.momentum = momentum
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Ratio]:
+        """Return the masked MAE in the unit of the readings."""
+        return {"mae": masked_absolute_error(model(batch["x"], batch["te"]), batch["y"], batch["y_mask"])}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return forecasts (B, Q, N) in the unit of the readings."""
+        forecast: Tensor = model(batch["x"], batch["te"])
+        return forecast
+
+    def metric(self) -> ForecastMetric:
+        """Return a fresh accumulator of masked MAE, RMSE and MAPE."""
+        return ForecastMetric(self.horizon, self.step_s)
+
+    def baselines(self, data: SensorData) -> Mapping[str, Predictor]:
+        """Return last value, slot profiles, ridges and the shrunk residual, fitted on the training windows."""
+        return fit_baselines(data)
+
+    def pictures(self, model: nn.Module, data: SensorData) -> Sequence[Picture]:
+        """Return the report's figures: forecasts of the test windows against readings and baselines."""
+        from polyhead_traffic.report import forecast_pictures
+
+        source = data.source("test")
+        methods: dict[str, Predictor] = {"model": lambda batch: self._forecast(model, data, batch)}
+        methods |= fit_baselines(data, DRAWN)
+        # The last windows of a large split: what is drawn has to fit into memory.
+        window = (len(methods) + 2) * self.horizon * len(self.ids)
+        last = range(max(0, len(source) - max(1, DRAWN_VALUES // window)), len(source))
+        truth, mask = [], []
+        forecasts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in methods}
+        for batch in _batches(source, last):
+            truth.append(batch["y"].numpy())
+            mask.append(batch["y_mask"].numpy())
+            for name, method in methods.items():
+                forecasts[name].append(np.asarray(method(batch)))
+        together = {name: np.concatenate(parts) for name, parts in forecasts.items()}
+        drawn = forecast_pictures(
+            data, source.starts[last.start :], np.concatenate(truth), np.concatenate(mask), together
+        )
+        if last.start == 0:
+            return drawn
+        part = f" Over the last {len(last):,} of {len(source):,} test windows."
+        return [picture._replace(caption=picture.caption + part) for picture in drawn]
+
+    def write_predictions(
+        self, model: nn.Module, data: SensorData, out: Path, settings: PredictSettings
+    ) -> Sequence[Path]:
+        """Write ``forecast.csv``, one line a sensor and step: the steps after the last row, or a split's windows.
+
+        Columns: ``timestamp`` (the time forecast), ``sensor_id``, ``horizon_min`` (minutes ahead), ``forecast``, and
+        for a split ``observed``, empty where missing.
+
+        Raises:
+            DataError: too few rows for the window.
+            NonFiniteError: the model gives NaN or Inf.
+        """
+        past = settings.split == "latest"
+        file = out / "forecast.csv"
+        with atomic_file(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            rows.writerow(["timestamp", "sensor_id", "horizon_min", "forecast", *([] if past else ["observed"])])
+            for batch in [data.latest()] if settings.split == "latest" else _batches(data.source(settings.split)):
+                rows.writerows(self._lines(model, data, batch))
+        return [file]
+
+    def _forecast(self, model: nn.Module, data: SensorData, batch: Batch) -> NDArray[np.float32]:
+        """Return (B, Q, N) on the CPU, every number finite."""
+        device = next(model.parameters()).device
+        with torch.inference_mode():
+            moved = {name: tensor.to(device) for name, tensor in batch.items()}
+            forecast: NDArray[np.float32] = self.predict(model, moved).float().cpu().numpy()
+        if not np.isfinite(forecast).all():
+            window, step, sensor = np.argwhere(~np.isfinite(forecast))[0]
+            when = data.timestamps[int(batch["start"][window])]
+            raise NonFiniteError(
+                f'The forecast of sensor "{self.ids[sensor]}", step {step + 1}, from the window at {when} is '
+                f"{forecast[window, step, sensor]}. The weights are damaged: fit again."
+            )
+        return forecast
+
+    def _lines(self, model: nn.Module, data: SensorData, batch: Batch) -> Iterator[Sequence[str]]:
+        forecast = self._forecast(model, data, batch)
+        ahead = np.arange(1, self.horizon + 1)
+        minutes = [f"{step * self.step_s / 60:g}" for step in ahead]
+        for window, start in enumerate(batch["start"].tolist()):
+            last = data.timestamps[start + self.history - 1]
+            for step, when in enumerate(last + ahead * np.timedelta64(self.step_s, "s")):
+                stamp = str(when).replace("T", " ")
+                values = forecast[window, step].tolist()
+                if "y" not in batch:
+                    for name, value in zip(self.ids, values, strict=True):
+                        yield stamp, name, minutes[step], f"{value:.6g}"
+                    continue
+                observed = zip(batch["y"][window, step].tolist(), batch["y_mask"][window, step].tolist(), strict=True)
+                for name, value, (reading, seen) in zip(self.ids, values, observed, strict=True):
+                    yield stamp, name, minutes[step], f"{value:.6g}", f"{reading:.6g}" if seen else ""
+
+
+def normaliser(data: SensorData) -> tuple[float, float]:
+    """Return what is subtracted from readings and what they are divided by, as the protocol of ``data`` says.
+
+    ``gman`` and ``dcrnn``: mean and deviation over the inputs of all training windows, so rows in several windows count
+    several times and missing readings as 0; ``pems-6-2-2``: over the training rows; ``tgcn``: 0 and the largest one.
+    """
+    starts = data.starts["train"]
+    rows = data.train_rows
+    weight = np.zeros(rows + 1)
+    if data.protocol in ("gman", "dcrnn"):
+        np.add.at(weight, starts, 1)
+        np.add.at(weight, starts + data.history, -1)
+        weight = np.cumsum(weight)
+    else:
+        weight[:rows] = 1
+    weight = weight[:rows]
+    if data.protocol == "tgcn":
+        largest = float(np.abs(data.values[:rows]).max())
+        return 0.0, largest or 1.0
+    # Row by row in float64: the readings may be a memory map.
+    count = weight.sum() * len(data.ids)
+    total = sum(float(w @ part.sum(axis=1, dtype=np.float64)) for w, part in _blocks(weight, data.values))
+    mean = total / count
+    square = sum(
+        float(w @ np.square(part.astype(np.float64) - mean).sum(axis=1)) for w, part in _blocks(weight, data.values)
+    )
+    return mean, float(np.sqrt(square / count)) or 1.0
+
+
+def _blocks(weight: NDArray[np.float64], values: NDArray[np.float32]) -> Iterator[tuple[Any, Any]]:
+    for first in range(0, len(weight), 4096):
+        rows = slice(first, min(first + 4096, len(weight)))
+        yield weight[rows], values[rows]
+
+
+def _batches(source: WindowSource, picked: range | None = None) -> Iterator[Batch]:
+    picked = picked or range(len(source))
+    for first in range(0, len(picked), PREDICT_BATCH):
+        yield source.fetch(picked[first : first + PREDICT_BATCH])
+
+
+def _spatial_embedding(data: SensorData, kind: str, seed: int) -> tuple[NDArray[np.float32], str]:
+    """Return (N, D) and what it was made from."""
+    from polyhead_traffic.embedding import laplacian, node2vec
+
+    if kind == "file" and data.embedding is None:
+        raise DataError(
+            f"{data.name} came without an embedding file. Put SE.txt beside the readings, or use --set "
+            "task.embedding=node2vec."
+        )
+    if data.embedding is not None and kind in ("auto", "file"):
+        return data.embedding, "the embedding file of the data"
+    graph, source = find_graph(data)
+    method = laplacian if kind == "laplacian" else node2vec
+    return method(graph, len(data.ids), seed=seed), f"{'Laplacian' if kind == 'laplacian' else 'node2vec'} of {source}"
+
+
+def _difference(data: SensorData, ids: Sequence[str]) -> str:
+    """Say how the sensors of ``data`` differ from those of the model."""
+    new = [name for name in data.ids if name not in set(ids)]
+    lost = [name for name in ids if name not in set(data.ids)]
+    if not new and not lost:
+        at = next(i for i, (have, want) in enumerate(zip(data.ids, ids, strict=True)) if have != want)
+        return (
+            f'{data.name} has the sensors of the model in another order: column {at + 1} is "{data.ids[at]}" and was '
+            f'"{ids[at]}". Put the columns in the order of the training data.'
+        )
+    parts = []
+    if new:
+        parts.append(f"{len(new)} that the model does not know ({_names(new)})")
+    if lost:
+        parts.append(f"not {len(lost)} that it does ({_names(lost)})")
+    return f"{data.name} has {' and '.join(parts)}: a model forecasts the sensors it was fitted on. Fit on these data."
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names[:NAMED]) + (", …" if len(names) > NAMED else "")
