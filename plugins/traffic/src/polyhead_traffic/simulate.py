@@ -175,11 +175,9 @@ def simulate_day(recipe: Recipe, network: Network, *, seed: int, day: int, weekd
 
     factor = rng.lognormal(0, recipe.day_deviation) * {5: recipe.saturday, 6: recipe.sunday}.get(weekday, 1.0)
     incident = _draw_incident(rng, recipe, network)
-    trips = 0
     for departure_s, origin, destination in _draw_trips(rng, recipe, network, factor):
         # One platoon at a time: UXsim drops what is left of a demand block below the size of a platoon.
         world.addVehicle(origin, destination, int(departure_s / step_s), departure_time_is_time_step=1)
-        trips += recipe.platoon
     if incident is not None:
         link = world.get_link(incident.link)
         usual = link.capacity_out
@@ -192,7 +190,7 @@ def simulate_day(recipe: Recipe, network: Network, *, seed: int, day: int, weekd
     departures = np.stack([link.cum_departure for link in world.LINKS], axis=1)
     speed = _speeds(arrivals, departures, network.free_flow_kmh, recipe.spacing_m, step_s)
     unfinished = sum(vehicle.state != "end" for vehicle in world.VEHICLES.values()) * recipe.platoon
-    return Day(speed, float(factor), incident, trips, unfinished)
+    return Day(speed, float(factor), incident, len(world.VEHICLES) * recipe.platoon, unfinished)
 
 
 def _draw_incident(rng: np.random.Generator, recipe: Recipe, network: Network) -> Incident | None:
