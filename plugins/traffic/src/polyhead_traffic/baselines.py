@@ -112,9 +112,9 @@ def _slot_table(data: SensorData, statistic: str, weekend: bool) -> NDArray[np.f
     rows = np.arange(data.train_rows)
     rows = rows[(data.calendar[rows, 0] >= WEEKEND) == weekend]
     table = np.full((data.slots_per_day, len(data.ids)), np.nan)
-    order = np.argsort(data.calendar[rows, 1], kind="stable")
-    slots, first = np.unique(data.calendar[rows[order], 1], return_index=True)
-    for slot, group in zip(slots, np.split(rows[order], first[1:]), strict=True):
+    slots = data.calendar[rows, 1]
+    for slot in np.unique(slots):
+        group = rows[slots == slot]
         readings = data.values[group].astype(np.float64)
         observed = data.mask[group]
         seen = observed.any(axis=0)
