@@ -13,17 +13,17 @@ __all__ = ["loss_curve"]
 MAX_POINTS = 1000
 
 
-def loss_curve(log: Path) -> Picture | None:
-    """Return the training loss and the validation figures over steps; None if the log has no two points.
+def loss_curve(log: Path, monitor: str) -> Picture | None:
+    """Return training loss and the monitored metric over steps; None if the log has no two points.
 
     Args:
-        log: JSON lines; those with "step" and "loss" are training, those with "step" and "validation" (an object of
-            figures) are validation.
+        log: the run's ``log.jsonl``, see `polyhead_apps.logs.RunLog`.
+        monitor: the validation metric to draw.
     """
     from matplotlib.figure import Figure
 
     training: list[tuple[float, float]] = []
-    validation: dict[str, list[tuple[float, float]]] = {}
+    validation: list[tuple[float, float]] = []
     if not log.is_file():
         return None
     with log.open(encoding="utf-8") as lines:
@@ -31,21 +31,21 @@ def loss_curve(log: Path) -> Picture | None:
             entry = json.loads(line)
             if isinstance(entry.get("loss"), int | float):
                 training.append((entry["step"], entry["loss"]))
-            for name, figure in entry.get("validation", {}).items():
-                validation.setdefault(name, []).append((entry["step"], figure))
+            if isinstance(value := entry.get("validation", {}).get(monitor), int | float):
+                validation.append((entry["step"], value))
     if len(training) < 2:
         return None
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     left = figure.subplots()
-    left.plot(*zip(*_thin(training), strict=True), color="#4269d0", linewidth=1, label="training loss")
+    left.plot(*zip(*_thin(training), strict=True), color="#4269d0", linewidth=1)
     left.set_xlabel("step")
     left.set_ylabel("training loss")
     caption = "Training loss"
-    for name, points in list(validation.items())[:1]:
+    if validation:
         right = left.twinx()
-        right.plot(*zip(*points, strict=True), color="#d4652f", marker="o", markersize=3, label=f"validation {name}")
-        right.set_ylabel(f"validation {name}")
-        caption += f" (blue, left) and {name} on the validation split (orange, right)"
+        right.plot(*zip(*validation, strict=True), color="#d4652f", marker="o", markersize=3)
+        right.set_ylabel(f"validation {monitor}")
+        caption += f" (blue, left) and {monitor} on the validation split (orange, right)"
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return Picture("Training", f"{caption}, by optimiser step.", buffer.getvalue())

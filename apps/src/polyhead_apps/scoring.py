@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polyhead.protocols import Batch, Data, Direction, Split, Task
+from polyhead.protocols import Data, Direction, Split, Task
 from polyhead_apps.config import TaskSettings
 from polyhead_apps.console import Console
 
@@ -110,13 +110,9 @@ def score(
         "console": console,
     }
 
-    def predict(batch: Batch) -> Any:
-        return task.predict(model, batch)
-
-    model = model.to(device).eval()
-    metrics = recipe.evaluate(predict, task, source, **options)
+    metrics = recipe.evaluate(recipe.predictor(model.to(device), task), task, source, **options)
     baselines = {
-        baseline: recipe.evaluate(predictor, task, source, **options)
+        baseline: recipe.evaluate(predictor, task, source, label=baseline, **options)
         for baseline, predictor in task.baselines(data).items()
     }
     own: Mapping[str, Direction] = getattr(task, "directions", {})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -212,7 +212,7 @@ def train(
     console.line(f"run: {run.folder}" + (f" (goes on from {resume})" if resumed else ""))
 
     # Training, measuring, reporting.
-    with console.log_to(run.folder / "log.txt") if rank() == 0 else nullcontext():
+    with console.log_to(run.folder / "log.txt") if rank() == 0 else nullcontext(), resumable(app, run):
         result = recipe.fit(
             model,
             learner,
@@ -225,10 +225,10 @@ def train(
             fingerprint=fingerprint,
             time_limit=seconds,
             console=console,
+            device=device,
         )
         if result.stopped == "interrupted":
-            again = command_line(app.name, ["fit", "--resume", "--out", str(run.folder)])
-            raise StoppedError(f"stopped at step {result.steps:,}. Go on: {again}")
+            raise KeyboardInterrupt
         if rank() == 0:
             state = {"plugin": app.plugin, "task": spec.name, "state": learner.state()}
             save_pretrained(result.model, run.model, extra={TASK_FILE: state})
@@ -244,12 +244,27 @@ def train(
             "note": record["note"],
             "steps": result.steps,
             "stopped": result.stopped,
+            "best": {learner.monitor.name: result.best_metric},
             **scores.document(),
         }
         if rank() == 0:
             report(run, app.name, scores, learner.pictures(result.model, opened))
             run.write_json("metrics.json", document)
     return Fitted(run, scores, document)
+
+
+@contextmanager
+def resumable(app: App, run: Run) -> Iterator[None]:
+    """Answer Ctrl-C in the block with the command that goes on with the run.
+
+    Raises:
+        StoppedError: Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        again = command_line(app.name, ["fit", "--resume", "--out", str(run.folder)])
+        raise StoppedError(f"stopped. Go on: {again}") from error
 
 
 def start_from(model: nn.Module, folder: Path, console: Console) -> None:
@@ -286,7 +301,7 @@ def report(run: Run, app: str, scores: Scores, pictures: Sequence[Picture]) -> N
     record = run.record
     columns, rows, best = scores.table()
     made = read_json(run.folder / "versions.json")
-    curve = loss_curve(run.folder / "log.jsonl")
+    curve = loss_curve(run.folder / "log.jsonl", scores.monitor)
     write_report(
         run.folder / "report.html",
         title=f"{app}: {record['model']} on {record['data']['name']}",

@@ -24,5 +24,9 @@ class Line(Pretrained, nn.Module):
 
 
 class Bent(Line):
+    @dataclass(frozen=True)
+    class Config(Line.Config):
+        width: int = 2
+
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x).relu()).squeeze(-1)
