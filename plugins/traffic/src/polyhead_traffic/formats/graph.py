@@ -41,7 +41,8 @@ def kernel_weights(
     width = sigma or float(distances.std())
     # One distance for every pair (all lanes 1 km long): then the kernel's width is that distance.
     width = width or float(distances.max(initial=0)) or 1.0
-    weights = np.exp(-np.square(distances / width))
+    with np.errstate(over="ignore"):  # a width that is tiny beside the distances gives 0, as it should
+        weights = np.exp(-np.square(distances / width))
     return np.where(weights >= threshold, weights, 0.0), width
 
 

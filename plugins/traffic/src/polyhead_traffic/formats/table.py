@@ -35,6 +35,7 @@ MAX_LINE = 1 << 21
 """Longest line in characters: 20,000 numbers of a hundred characters each."""
 SHOWN = 10
 BLOCK_ROWS = 1024
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIME_NAMES = frozenset({"", "date", "datetime", "date_time", "time", "timestamp", "ts"})
 MISSING = frozenset({"", "nan"})
 
@@ -271,7 +272,7 @@ def _parse_row(cells: list[str], ids: tuple[str, ...], number: int, out: NDArray
             what = f'"{text[:40]}" is not a number'
             faults.add(f'row {number}, column "{name}"', what, "Leave missing readings empty, use a decimal point.")
             continue
-        if abs(value) > np.finfo(np.float32).max:
+        if abs(value) > FLOAT32_MAX:
             faults.add(
                 f'row {number}, column "{name}"', f'"{text[:40]}" is not finite', "Leave missing readings empty."
             )

@@ -1,0 +1,611 @@
+"""Readers: what they read, what they choose, and how they refuse what is wrong."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyhead.errors import ConfigError, DataError
+from polyhead_traffic.data import SensorData
+from polyhead_traffic.formats import FORMATS, open_folder
+from polyhead_traffic.formats.graph import kernel_weights, read_graph
+from polyhead_traffic.formats.table import Table, read_table
+from polyhead_traffic.settings import SensorSettings
+
+HOURS = 48
+
+
+def _write_wide(
+    path: Path, *, rows: int = HOURS, sensors: tuple[str, ...] = ("a", "b", "c"), start: int = 0
+) -> list[str]:
+    """Write an hourly table of small whole numbers and return its lines."""
+    lines = ["timestamp," + ",".join(sensors)]
+    for row in range(rows):
+        when = np.datetime64("2024-03-01T00:00") + np.timedelta64(start + row, "h")
+        cells = [str(10 + (row + column) % 7) for column in range(len(sensors))]
+        lines.append(",".join([str(when).replace("T", " "), *cells]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return lines
+
+
+def _open(path: Path, **values: Any) -> SensorData:
+    return open_folder(path, SensorSettings(**{"history": 4, "horizon": 3, **values}))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A good table."""
+    path = tmp_path / "sensors.csv"
+    _write_wide(path)
+    return path
+
+
+def _replace_line(path: Path, number: int, text: str) -> None:
+    """Replace a line, counted from 1 as messages do."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[number - 1] = text
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ---- what is read ----
+
+
+def test_the_metr_la_week_is_read_from_the_files_as_they_are(shared: Path) -> None:
+    data = open_folder(
+        shared / "data" / "traffic" / "metr-la-week", SensorSettings(start="2012-03-01", step="5min", horizon=12)
+    )
+    assert (data.values.shape, data.step_s, data.unit) == ((2016, 207), 300, "mph")
+    assert (data.ids[0], data.ids[-1]) == ("773869", "769373")
+    assert data.calendar[0].tolist() == [3, 0]
+    assert data.files == ("los_speed.csv", "los_adj.csv", "graph_sensor_locations.csv", "SE(METR).txt")
+    assert data.graph is not None
+    assert len(data.graph.weights) == 2833
+    assert data.embedding is not None
+    assert data.embedding.shape == (207, 64)
+    assert data.coordinates is not None
+    assert data.coordinates[0].tolist() == [34.15497, -118.31829]
+    assert "Took los_adj.csv for the graph; also there: Adj(METR).txt" in data.notes[0]
+    assert "METR-LA" in data.provenance
+    assert data.zero_is_missing
+
+
+def test_gmans_graph_of_the_metr_la_week_is_read_when_named(shared: Path) -> None:
+    folder = shared / "data" / "traffic" / "metr-la-week"
+    data = open_folder(folder, SensorSettings(start="2012-03-01", step="5min", graph="Adj(METR).txt"))
+    symmetric = open_folder(folder, SensorSettings(start="2012-03-01", step="5min"))
+    assert data.graph is not None
+    assert symmetric.graph is not None
+    directed = data.graph.dense(207)
+    assert np.count_nonzero(directed) == 1722
+    np.testing.assert_allclose(np.maximum(directed, directed.T), symmetric.graph.dense(207), atol=1e-6)
+
+
+def test_pems_bay_distances_give_the_published_weights(shared: Path) -> None:
+    folder = shared / "data" / "traffic" / "pems-bay-graph"
+    ids = [line.split(",")[0] for line in (folder / "graph_sensor_locations_bay.csv").read_text().split()]
+    graph, notes = read_graph(folder / "distances_bay_2017.csv", ids, SensorSettings())
+    published, _ = read_graph(folder / "Adj(PeMS).txt", ids, SensorSettings())
+    assert len(ids) == 325
+    assert len(graph.weights) == 2694
+    assert np.abs(graph.dense(325) - published.dense(325)).max() < 6e-7
+    assert "sigma 3620.3" in notes[0]
+
+
+@pytest.mark.parametrize(("name", "nodes", "edges"), [("PEMS04", 307, 340), ("PEMS07", 883, 866), ("PEMS08", 170, 277)])
+def test_pems_graphs_are_read_by_index(shared: Path, name: str, nodes: int, edges: int) -> None:
+    path = shared / "data" / "traffic" / "pems-0x-graphs" / f"{name}.csv"
+    ids = [str(i) for i in range(nodes)]
+    graph, notes = read_graph(path, ids, SensorSettings(threshold=0, graph_ids="common"))
+    assert f"{edges} distances" in notes[0]
+    assert len(graph.weights) == edges
+
+
+def test_a_wide_table_finds_its_edges_and_places(table: Path) -> None:
+    folder = table.parent
+    (folder / "roads.csv").write_text("from,to,distance\na,b,100\nb,c,200\nc,a,500\n")
+    (folder / "places.csv").write_text("sensor_id,latitude,longitude\nc,1,2\na,3,4\nb,5,6\n")
+    data = _open(folder)
+    assert data.ids == ("a", "b", "c")
+    assert data.step_s == 3600
+    assert data.values[2].tolist() == [12, 13, 14]
+    assert str(data.timestamps[-1]) == "2024-03-02T23:00:00"
+    assert data.coordinates is not None
+    assert data.coordinates.tolist() == [[3, 4], [5, 6], [1, 2]]
+    assert data.graph is not None
+    weights, _ = kernel_weights(np.array([100.0, 200.0, 500.0]))
+    np.testing.assert_allclose(data.graph.dense(3)[[0, 1, 2], [1, 2, 0]], weights)
+    assert not data.zero_is_missing
+
+
+def test_weights_and_labelled_matrices_are_read_as_they_are(table: Path) -> None:
+    edges = table.with_name("edges.csv")
+    edges.write_text("from,to,weight\na,b,0.5\nb,c,2\nc,c,1\n")
+    matrix = table.with_name("matrix.csv")
+    matrix.write_text(",b,a,c\nb,0,0,2\na,0.5,0,0\nc,0,0,1\n")
+    ids = ("a", "b", "c")
+    expected = [[0, 0.5, 0], [0, 0, 2], [0, 0, 1]]
+    for path in (edges, matrix):
+        graph, _ = read_graph(path, ids, SensorSettings())
+        assert graph.dense(3).tolist() == expected, path.name
+
+
+def test_parquet_gives_what_csv_gives(table: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    frame = pd.read_csv(table, parse_dates=["timestamp"])
+    frame.loc[5, "b"] = np.nan
+    frame.to_csv(table, index=False)
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    frame.to_parquet(folder / "sensors.parquet")
+    frame.set_index("timestamp").to_parquet(folder.parent / "indexed.pq")
+    one = _open(table)
+    for path in (folder, folder.parent / "indexed.pq"):
+        two = _open(path)
+        assert np.array_equal(one.values, two.values)
+        assert np.array_equal(one.mask, two.mask)
+        assert np.array_equal(one.timestamps, two.timestamps)
+    assert not one.mask[5, 1]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_delimiters_quotes_and_marks_of_other_tools(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "sensors.csv"
+    rows = [["time", '"station, north"' if mark == "," else "station, north", "b"]]
+    rows += [[f"2024/03/01 {hour:02}:00", "", "NaN" if hour == 3 else f" {hour}.5 "] for hour in range(24)]
+    rows[1][1] = "1e1"
+    path.write_bytes(("\ufeff" + "\r\n".join(mark.join(row) for row in rows) + "\r\n\r\n").encode())
+    data = _open(path)
+    assert data.ids == ("station, north", "b")
+    assert data.values[0].tolist() == [10, 0.5]
+    assert data.mask[:, 0].sum() == 1
+    assert not data.mask[3, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, False),
+        ({"unit": "km/h"}, True),
+        ({"unit": "veh/h"}, False),
+        ({"missing": "zero"}, True),
+        ({"unit": "mph", "missing": "none"}, False),
+    ],
+)
+def test_zeros_are_missing_for_speeds(table: Path, values: dict[str, Any], expected: bool) -> None:
+    _replace_line(table, 4, "2024-03-01 02:00,0,12,13")
+    data = _open(table, **values)
+    assert data.zero_is_missing == expected
+    assert bool(data.mask[2, 0]) != expected
+
+
+# ---- time ----
+
+
+def test_times_in_words_of_the_user_for_files_without_times(tmp_path: Path) -> None:
+    speed = tmp_path / "my_speed.csv"
+    speed.write_text("a,b\n" + "1.5,2\n" * 30)
+    (tmp_path / "my_adj.csv").write_text("1,0.5\n0.5,1\n")
+    with pytest.raises(DataError, match=r"my_speed.csv has no times\..*--start 2012-03-01 --step 5min\."):
+        _open(tmp_path)
+    data = _open(tmp_path, start="2012-03-01", step="5min")
+    assert str(data.timestamps[1]) == "2012-03-01T00:05:00"
+    assert data.zero_is_missing
+    assert data.graph is not None
+    assert data.graph.dense(2).tolist() == [[1, 0.5], [0.5, 1]]
+
+
+def test_start_is_refused_for_files_with_times(table: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"sensors\.csv has times of its own in its first column\. Leave --start away\."
+    ):
+        _open(table, start="2024-03-01", step="1h")
+
+
+def test_short_gaps_become_missing_rows_and_long_ones_split(table: Path) -> None:
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:6] + lines[8:30] + lines[45:]) + "\n")
+    data = _open(table, fill_gaps=3)
+    assert len(data.timestamps) == 48 - 15
+    assert data.mask[5:7].sum() == 0
+    assert data.mask[7].all()
+    assert data.breaks == (29,)
+    assert str(data.timestamps[29]) == "2024-03-02T20:00:00"
+    assert any("2 missing time steps" in note for note in data.notes)
+    assert any("1 gaps longer than 3 steps" in note for note in data.notes)
+    assert _open(table, gaps="ignore").breaks == ()
+    with pytest.raises(
+        DataError, match=r"sensors\.csv, row 7: 2 steps are missing before it.*Also row 29: 15 steps.*2 faults"
+    ):
+        _open(table, gaps="refuse")
+
+
+def test_rows_out_of_order_are_named_or_sorted(table: Path) -> None:
+    lines = table.read_text().splitlines()
+    lines[4], lines[9] = lines[9], lines[4]
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        DataError, match=r"sensors\.csv, row 6: its time is before that of the row above.*Sort the rows"
+    ):
+        _open(table)
+    data = _open(table, unsorted="sort")
+    assert (np.diff(data.timestamps) == np.timedelta64(3600, "s")).all()
+    assert data.values[3].tolist() == [13, 14, 15]
+
+
+def test_repeated_times_are_named_or_merged(table: Path) -> None:
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:5], "2024-03-01 03:00,1,,5", *lines[5:]]) + "\n")
+    with pytest.raises(
+        DataError, match=r"sensors\.csv, row 6: the time 2024-03-01T03:00:00 comes again\. Remove it, or"
+    ):
+        _open(table)
+    assert _open(table, duplicates="first").values[3].tolist() == [13, 14, 15]
+    assert _open(table, duplicates="mean").values[3].tolist() == [7, 14, 10]
+
+
+def test_mixed_steps_are_named(table: Path) -> None:
+    _replace_line(table, 10, "2024-03-01 08:20,1,2,3")
+    with pytest.raises(
+        DataError, match=r"sensors\.csv, row 10: 4800 s after the row above, no multiple of the step of 3600 s"
+    ):
+        _open(table)
+
+
+def test_offsets_tell_the_two_hours_apart_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    path = tmp_path / "sensors.csv"
+    rows = [f"2024-10-27T{hour:02}:00+02:00,{hour},1" for hour in range(3)]
+    rows += [f"2024-10-27T{hour:02}:00+01:00,{hour},2" for hour in range(2, 24)]
+    path.write_text("timestamp,a,b\n" + "\n".join(rows) + "\n")
+    data = _open(path)
+    assert data.breaks == ()
+    assert data.calendar[:5, 1].tolist() == [0, 1, 2, 2, 3]
+    moved = _open(path, timezone="UTC")
+    assert moved.calendar[:5, 1].tolist() == [22, 23, 0, 1, 2]
+    with pytest.raises(ConfigError, match=r'data\.timezone "Mars/Olympus" is not known\. Give a name such as'):
+        _open(path, timezone="Mars/Olympus")
+
+
+def test_a_zone_needs_times_with_an_offset(table: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"sensors\.csv has times without an offset from UTC, so they are taken as local"
+    ):
+        _open(table, timezone="UTC")
+    _replace_line(table, 6, "2024-03-01T04:00+01:00,1,2,3")
+    with pytest.raises(
+        DataError, match=r"sensors\.csv, row 6: the time has an offset from UTC, those before it have none"
+    ):
+        _open(table)
+
+
+# ---- bad input ----
+
+
+def _bad(name: str, content: str | bytes, message: str, **values: Any) -> Any:
+    return pytest.param(name, content, values, message, id=message[:60])
+
+
+GOOD = "timestamp,a,b\n" + "".join(f"2024-03-01 {hour:02}:00,{hour},1\n" for hour in range(24))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "values", "message"),
+    [
+        _bad("s.csv", "", r"s\.csv is empty\. Give a file with a header"),
+        _bad("s.csv", "\n\n  \n", r"s\.csv is empty\."),
+        _bad("s.csv", "timestamp,a,b\n", r"s\.csv has a header and no rows\. Give one row a time step\."),
+        _bad("s.csv", "timestamp,a\n2024-03-01,1\n", r"s\.csv, row 1: 1 sensor\. A network needs at least 2"),
+        _bad("s.csv", "timestamp,a,b\n2024-03-01,1,2\n", r"s\.csv has 1 row of readings\. Give one row a time step"),
+        _bad(
+            "s.csv", GOOD.replace("05:00,5", "05:00,n/a"), r's\.csv, row 7, column "a": "n/a" is not a number\. Leave'
+        ),
+        _bad("s.csv", GOOD.replace("05:00,5", "05:00,1_0"), r's\.csv, row 7, column "a": "1_0" is not a number\.'),
+        _bad("s.csv", GOOD.replace("05:00,5", "05:00,inf"), r's\.csv, row 7, column "a": "inf" is not finite\. Leave'),
+        _bad("s.csv", GOOD.replace("05:00,5", "05:00,1e39"), r's\.csv, row 7, column "a": "1e39" is not finite\.'),
+        _bad("s.csv", GOOD.replace("05:00,5", "05:00"), r"s\.csv, row 7: 2 cells, the header has 3\. Give every row"),
+        _bad(
+            "s.csv", GOOD.replace("2024-03-01 05:00", "yesterday"), r's\.csv, row 7: "yesterday" is not a time\. Write'
+        ),
+        _bad(
+            "s.csv", GOOD.replace(",a,b", ",a,a"), r's\.csv, row 1, column 3: "a" is also column 2\. Give every sensor'
+        ),
+        _bad(
+            "s.csv", GOOD.replace(",a,b", ",,b"), r"s\.csv, row 1, column 2: the sensor has no name\. Give every sensor"
+        ),
+        _bad(
+            "s.csv",
+            GOOD.encode("utf-16"),
+            r"s\.csv, near row 1: byte 0xff is not UTF-8\. Save the file as UTF-8 text\.",
+        ),
+        _bad("s.csv", GOOD.replace("5,1", "5,\0"), r"s\.csv, row 7: not a text file \(it has a NUL byte\)"),
+        _bad(
+            "s.csv",
+            GOOD.replace(",1\n", ",\n"),
+            r's\.csv: 1 sensors have no reading at all: "b"\. Remove their columns\.',
+        ),
+        _bad(
+            "s_speed.csv",
+            "a,b\n" + "0,1\n" * 9,
+            "or say --missing none if 0 is a reading",
+            start="2024-01-01",
+            step="1h",
+        ),
+        _bad("s.csv", GOOD, "too few for a train window of 4 past and 30 future steps", horizon=30),
+        _bad("s.csv", GOOD.replace(":00,", ":07,").replace("01:07", "01:14"), "no multiple of the step"),
+        _bad("s.parquet", b"PAR1 nonsense", r"s\.parquet is not a readable Parquet file: .* Write it again\."),
+    ],
+)
+def test_bad_readings_are_named_in_one_line(
+    tmp_path: Path, name: str, content: str | bytes, values: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=message) as caught:
+        _open(path, **values).source("train")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_all_wrong_cells_are_listed_up_to_ten_and_counted(table: Path) -> None:
+    lines = table.read_text().splitlines()
+    for number in range(20, 34):
+        lines[number - 1] = lines[number - 1].rsplit(",", 1)[0] + ",?"
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError) as caught:
+        _open(table)
+    text = str(caught.value)
+    assert text.startswith('sensors.csv, row 20, column "c": "?" is not a number. Leave missing readings empty')
+    assert 'row 29, column "c"' in text
+    assert 'row 30, column "c"' not in text
+    assert text.endswith("…. 14 faults in all.")
+
+
+def test_a_million_columns_are_refused_by_the_header_within_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "wide.csv"
+    header = "timestamp," + ",".join(str(i) for i in range(200_000))
+    path.write_text(header + "\n")
+    with pytest.raises(
+        DataError, match=r"wide.csv, row 1: 200,001 columns, more than 20,000\. Write one row a time step"
+    ):
+        _open(path)
+    with path.open("w") as file:
+        file.write("timestamp")
+        for i in range(1_000_000):
+            file.write(f",{i}")
+        file.write("\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        DataError, match=r"wide.csv, row 1: a line of more than 2,097,152 characters and \d+,\d+ columns"
+    ):
+        _open(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kB
+
+
+def test_a_line_without_an_end_is_refused_within_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "endless.csv"
+    with path.open("wb") as file:
+        file.write(b"timestamp,a,b\n2024-03-01,")
+        file.truncate(300 * 2**20)  # NUL bytes without a newline, nothing on the disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"endless\.csv, row 2: a line of more than 2,097,152 characters"):
+        _open(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kB
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "from,to,distance\na,b,1\nb,c,1\nc,x,1\n",
+            r'names 1 sensors that the readings do not have: "x" \(row 4\)\. Remove',
+        ),
+        ("from,to,distance\na,b,1\nb,a,2\n", r'has no edge of 1 sensors of the readings: "c"\. Add them, or keep them'),
+        ("from,to,distance\na,b,-1\nb,c,1\n", r"row 2: distance -1 is negative or not finite\. Write 0 or more"),
+        ("from,to,distance\na,b,nan\nb,c,1\n", r"row 2: distance nan is negative or not finite"),
+        ("from,to,weight\na,b,inf\nb,c,1\n", r"row 2: weight inf is negative or not finite"),
+        ("from,to,distance\na,b,far\nb,c,1\n", r'row 2: distance "far" is not a number\. Write a number'),
+        ("from,to,distance\na,b\nb,c,1\n", r"row 2: 2 cells instead of 3\. Write from,to,distance"),
+        ("from,to,lanes\na,b,1\n", r"row 1: columns from, to, lanes: none is a distance or a weight"),
+        ("from,to,weight\na,a,1\nb,b,1\nc,c,1\n", r"connects no two sensors \(smallest weight kept: 0\.1\)"),
+        ("0,1,0\n0,0,1\n", r"has 2 rows for 3 sensors\. Give a square matrix"),
+        ("0,1\n0,0\n", r"row 1: 2 columns, but the readings have 3 sensors"),
+        ("0,1,0\n0,0,1\n1,0,0\n1,1,1\n", r"has more than 3 rows, one for each sensor"),
+        ("0,1,0\n0,-1,1\n1,0,0\n", r"row 2, column 2: weight -1 is negative or not finite"),
+        ("0,1,0\n0,x,1\n1,0,0\n", r'row 2, column 2: "x" is not a number'),
+        (",a,b,z\na,0,1,0\nb,0,0,1\nz,1,0,0\n", r'row 1: its 3 sensors are not the 3 of the readings; .* is "z"'),
+        ("0 1 0.5\n1 3 0.5\n", r"row 2: sensor 3 is not among the 3 of the readings \(0 to 2\)"),
+        ("0 1 0.5\n1 2 -1\n", r"row 2: weight -1 is negative or not finite"),
+        ("0 1 0.5\n1 2\n", r'row 2: "1 2" is not "i j w"'),
+        ("", r"is empty"),
+    ],
+)
+def test_bad_graphs_are_named_in_one_line(table: Path, content: str, message: str) -> None:
+    path = table.with_name("edges.csv")
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"edges\.csv.*" + message) as caught:
+        _open(table.parent, graph="edges.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_sensors_of_one_side_only_can_be_left_out_of_the_graph(table: Path) -> None:
+    table.with_name("edges.csv").write_text("from,to,distance\na,b,1\nb,x,2\n")
+    data = _open(table.parent, graph_ids="common")
+    assert data.graph is not None
+    assert data.graph.edges.tolist() == [[0], [1]]
+    assert any("1 have no readings and were left out; 1 sensors of the readings are not" in note for note in data.notes)
+
+
+def test_no_graph_when_told_so(table: Path) -> None:
+    table.with_name("edges.csv").write_text("nonsense")
+    assert _open(table.parent, graph="none").graph is None
+    with pytest.raises(DataError, match=r"--graph roads\.csv: no such file, here or in"):
+        _open(table.parent, graph="roads.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sensor_id,latitude,longitude\na,1,2\nb,3,4\n", r'has no row for 1 sensors of the readings: "c"\. Add them'),
+        ("sensor_id,latitude,longitude\na,-118.3,34.1\n", r"row 2: \(-118.3, 34.1\) is no place .* seem swapped"),
+        ("sensor_id,latitude,longitude\na,500,34.1\n", r"row 2: \(500, 34.1\) is no place on earth"),
+        ("sensor_id,latitude,longitude\na,north,2\n", r'row 2: "north,2" are not two numbers'),
+        ("sensor_id,latitude,longitude\na,2\n", r"row 2: 2 cells\. Write sensor_id,latitude,longitude"),
+        ("name,x,y,z\na,1,2,3\n", r"row 1: columns name, x, y, z\. Name them sensor_id,latitude,longitude"),
+    ],
+)
+def test_bad_coordinates_are_named_in_one_line(table: Path, content: str, message: str) -> None:
+    table.with_name("locations.csv").write_text(content)
+    with pytest.raises(DataError, match=r"locations\.csv.*" + message) as caught:
+        _open(table.parent)
+    assert "\n" not in str(caught.value)
+    assert _open(table.parent, coordinates="none").coordinates is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("two 2\n", r'row 1: "two 2" is not "sensors dimensions"'),
+        ("4 2\n", r"row 1: 4 sensors of 2 values, but the readings have 3 sensors"),
+        ("3 2\n0 1 2\n1 1 2\n", r"has no row for sensor 2\. Give one row"),
+        ("3 2\n0 1 2\n1 1 nan\n2 1 1\n", r"row 3: sensor 1 with 2 values, not all of them fit"),
+        ("3 2\n0 1 2\nx 1 1\n", r"row 3: not an index and numbers"),
+    ],
+)
+def test_bad_embeddings_are_named_in_one_line(table: Path, content: str, message: str) -> None:
+    table.with_name("SE(X).txt").write_text(content)
+    with pytest.raises(DataError, match=r"SE\(X\)\.txt.*" + message) as caught:
+        _open(table.parent)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_count_sensors_need_the_listed_order(table: Path) -> None:
+    table.with_name("SE(X).txt").write_text("3 1\n2 2\n0 0\n1 1\n")
+    table.with_name("graph_sensor_ids.txt").write_text("a,b,c")
+    data = _open(table.parent)
+    assert data.embedding is not None
+    assert data.embedding[:, 0].tolist() == [0, 1, 2]
+    table.with_name("graph_sensor_ids.txt").write_text("a,c,b")
+    with pytest.raises(
+        DataError, match=r"graph_sensor_ids.txt and the readings differ from sensor 1 on, and SE\(X\).txt"
+    ):
+        _open(table.parent)
+
+
+# ---- which file ----
+
+
+def test_a_folder_with_two_tables_needs_a_choice(table: Path) -> None:
+    _write_wide(table.with_name("more.csv"))
+    with pytest.raises(
+        DataError, match=r"has 2 files that could hold the readings: more.csv, sensors.csv. Give the file"
+    ):
+        _open(table.parent)
+    assert _open(table).name == "sensors"
+
+
+def test_folders_without_readings_say_what_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no files\. Give the folder of your readings"):
+        _open(tmp_path)
+    (tmp_path / "notes.md").write_text("hello")
+    with pytest.raises(
+        DataError, match=r"has no readings in a layout that is known \(.*tgcn: .*wide: .*Files: notes\.md"
+    ):
+        _open(tmp_path)
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
+        _open(tmp_path / "nowhere")
+
+
+def test_every_format_is_a_choice_of_the_setting() -> None:
+    for name in FORMATS:
+        assert SensorSettings.model_validate({"format": name}).format == name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"start": "first of March"}, "not a time: write it as 2012-03-01"),
+        ({"start": "2012-03-01T00:00+01:00"}, "it has a time zone: give local time without one"),
+        ({"step": "five minutes"}, "not a number with a unit: write it as 30s, 5min, 1h or 1d"),
+        ({"step": "0min"}, "not a number with a unit"),
+    ],
+)
+def test_bad_settings_say_how_to_write_them(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SensorSettings(**values)
+
+
+# ---- properties ----
+
+
+def _table_or_sentence(path: Path) -> tuple[Table | None, str]:
+    try:
+        return read_table(path), ""
+    except DataError as error:
+        return None, str(error)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=400))
+def test_any_bytes_end_in_a_table_or_in_a_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "sensors.csv"
+    path.write_bytes(content)
+    table, sentence = _table_or_sentence(path)
+    assert (table is None) == ("sensors.csv" in sentence)
+    assert "\n" not in sentence
+    if table is not None:
+        assert table.readings.shape == (len(table.rows), len(table.ids))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text('0123456789,.;-+eE"\n abt:/', max_size=300))
+def test_any_text_after_a_good_header_ends_in_a_table_or_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: str
+) -> None:
+    path = tmp_path_factory.mktemp("text") / "sensors.csv"
+    path.write_text("timestamp,a,b\n" + content)
+    table, sentence = _table_or_sentence(path)
+    assert (table is None) == ("sensors.csv" in sentence)
+    assert "\n" not in sentence
+    if table is not None:
+        assert not np.isinf(table.readings).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6, width=32)), min_size=3, max_size=3), min_size=1, max_size=30
+    )
+)
+def test_numbers_come_back_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, readings: list[list[float | None]]
+) -> None:
+    path = tmp_path_factory.mktemp("numbers") / "sensors.csv"
+    rows = ["t,a,b,c"]
+    for hour, row in enumerate(readings):
+        cells = ["" if value is None else repr(value) for value in row]
+        rows.append(",".join([f"2024-03-{1 + hour // 24:02}T{hour % 24:02}:00", *cells]))
+    path.write_text("\n".join(rows))
+    table = read_table(path)
+    expected = np.array([[np.nan if value is None else value for value in row] for row in readings], dtype=np.float32)
+    np.testing.assert_array_equal(table.readings, expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(0, 1e5), min_size=2, max_size=20),
+    st.floats(0, 1e4),
+    st.floats(0, 0.99),
+)
+def test_kernel_weights_fall_with_distance_and_are_cut(distances: list[float], sigma: float, threshold: float) -> None:
+    weights, width = kernel_weights(np.array(distances), sigma=sigma, threshold=threshold)
+    assert width > 0
+    assert ((weights == 0) | (weights >= threshold)).all()
+    assert (weights <= 1).all()
+    order = np.argsort(distances)
+    assert (np.diff(weights[order]) <= 0).all()
