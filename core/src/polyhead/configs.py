@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from polyhead.errors import ConfigError, nearest
 
-__all__ = ["config_from_dict", "config_to_dict"]
+__all__ = ["config_from_dict", "config_problems", "config_to_dict"]
 
 C = TypeVar("C")
 
@@ -45,6 +45,7 @@ def config_from_dict(config: type[C], values: Mapping[str, Any], *, what: str = 
     if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
         raise ConfigError(f"{what}: its config class is {config!r}; expected a dataclass.")
     result, problems = _build(config, values, "")
+    problems += _missing(config, values, "")
     if not problems:
         try:
             return typing.cast(C, config(**result))
@@ -53,6 +54,11 @@ def config_from_dict(config: type[C], values: Mapping[str, Any], *, what: str = 
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{what}: {error}") from error
     raise ConfigError(f"{what}: " + " ".join(problems))
+
+
+def config_problems(config: type, values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with values that are only a part of a config, such as a preset; empty if they fit."""
+    return _build(config, values, "")[1]
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -93,11 +99,20 @@ def _build(config: type, values: Mapping[str, Any], prefix: str) -> tuple[dict[s
             continue
         result[key], problem = _coerce(hints[key], value, f"{prefix}{key}")
         problems.extend(problem)
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            problems.append(f'"{prefix}{name}" ({_describe(hints[name])}) is missing.')
     return result, problems
+
+
+def _missing(config: type, values: Mapping[str, Any], prefix: str) -> list[str]:
+    """Return a sentence for each field without a default that has no value."""
+    hints = typing.get_type_hints(config)
+    return [
+        f'"{prefix}{f.name}" ({_describe(hints[f.name])}) is missing.'
+        for f in dataclasses.fields(config)
+        if f.init
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and f.name not in values
+    ]
 
 
 def _coerce(annotation: Any, value: Any, key: str) -> tuple[Any, list[str]]:
@@ -147,6 +162,7 @@ def _coerce_dataclass(annotation: type, value: Any, key: str, wrong: list[str]) 
     if not isinstance(value, Mapping):
         return value, wrong
     result, problems = _build(annotation, value, f"{key}.")
+    problems += _missing(annotation, value, f"{key}.")
     if problems:
         return value, problems
     try:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from polyhead import artifacts, plugins
 from polyhead.artifacts import JSON
@@ -37,6 +37,7 @@ __all__ = [
     "config_to_dict",
     "from_pretrained",
     "load",
+    "load_as",
     "model_name",
     "read_config",
     "read_extra",
@@ -48,6 +49,7 @@ WEIGHTS = "model.safetensors"
 FORMAT = 1
 _CONFIG_LIMIT = 2**20
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+M = TypeVar("M")
 _NO_EXTRA: Mapping[str, JSON] = MappingProxyType({})
 
 
@@ -77,24 +79,8 @@ class Pretrained:
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:
-        """Load a model of this class from a folder or the Hugging Face Hub, in evaluation mode.
-
-        Args:
-            folder_or_hub_id: a folder made by ``save_pretrained``, or ``owner/name`` on the Hub.
-            revision: branch, tag or commit on the Hub.
-
-        Raises:
-            CheckpointError: the folder is missing or damaged, or holds another model; names both.
-            ConfigError: its config does not fit this version of the model.
-        """
-        folder = _folder(folder_or_hub_id, revision)
-        saved = _open(folder)
-        if saved.model != model_name(cls):
-            raise CheckpointError(
-                f'{folder} holds the model "{saved.model}", not "{model_name(cls)}". '
-                f'Load it with polyhead.from_pretrained("{folder}").'
-            )
-        return _build_and_fill(cls, saved, folder)
+        """Load a model of this class, in evaluation mode; see ``load_as``."""
+        return load_as(cls, folder_or_hub_id, revision=revision)
 
 
 def model_name(model: type | object) -> str:
@@ -171,6 +157,28 @@ def from_pretrained(folder_or_hub_id: str | os.PathLike[str], *, revision: str |
             f'{folder} holds the model "{saved.model}", which no installed plugin has. {error}'
         ) from error
     return _build_and_fill(resolve(spec.target), saved, folder)
+
+
+def load_as(cls: type[M], folder_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> M:
+    """Load a model of the class ``cls``, registered or not, in evaluation mode.
+
+    Args:
+        cls: has the dataclass ``Config`` and is built as ``cls(config)``.
+        folder_or_hub_id: a folder made by ``save_pretrained``, or ``owner/name`` on the Hub (needs huggingface_hub).
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        CheckpointError: the folder is missing or damaged, or holds another model; names both.
+        ConfigError: its config does not fit this version of the model.
+    """
+    folder = _folder(folder_or_hub_id, revision)
+    saved = _open(folder)
+    if saved.model != model_name(cls):
+        raise CheckpointError(
+            f'{folder} holds the model "{saved.model}", not "{model_name(cls)}". '
+            f'Load it with polyhead.from_pretrained("{folder}").'
+        )
+    return _build_and_fill(cls, saved, folder)
 
 
 def load(name_or_folder_or_hub_id: str | os.PathLike[str], *, preset: str = "", **config: Any) -> nn.Module:
