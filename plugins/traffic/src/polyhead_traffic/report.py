@@ -333,7 +333,7 @@ def error_of_sensors(data: SensorData, mae: NDArray[np.floating], *, model: str 
     where = "on the map" if data.coordinates is not None else "on a layout of the graph (positions mean nothing else)"
     caption = f"Mean absolute error of {model} at each sensor, all steps ahead, {where}. Grey lines: the graph."
     if unseen.any():
-        caption += f" Hollow: {int(unseen.sum())} sensors without an observed reading."
+        caption += f" Hollow: without an observed reading ({int(unseen.sum())})."
     return _picture("Where the error is", caption, data, png)
 
 
@@ -455,4 +455,4 @@ def _unit(data: SensorData, before: str = " ") -> str:
 
 
 def _short(name: str) -> str:
-    return textwrap.shorten(name, 24, placeholder="…") if len(name) > 24 else name
+    return name if len(name) <= 24 else f"{name[:23]}…"

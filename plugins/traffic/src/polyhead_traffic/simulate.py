@@ -391,7 +391,7 @@ def simulate(
             f"at 8 h vehicles drive at {morning:.2f} of the free speed; a network worth forecasting has "
             f"{CONGESTED[0]:g} to {CONGESTED[1]:g}. Give {'more' if morning > CONGESTED[1] else 'fewer'} --vehicles."
         )
-    console.line(f"{out}: {days} simulated days of {len(simulation.network.ids)} links, km/h every 15 min.")
+    console.line(f"{out}: simulated speeds of {len(simulation.network.ids)} links, {days} × 24 h, km/h every 15 min.")
     console.line(f"Next: traffic-forecast fit --data {out} --unit km/h")
 
 
