@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyhead import plugins
+from polyhead.configs import config_problems
 from polyhead.errors import CheckpointError, ConfigError, DataError, PluginError, UnknownNameError, nearest
 from polyhead.manifest import DatasetSpec, ModelSpec, TaskSpec, resolve
 from polyhead.protocols import Data, Task
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "TASK_FILE",
     "Loaded",
-    "check_config_keys",
     "data_arguments",
     "dataset_specs",
     "embedded_default",
@@ -110,11 +108,11 @@ def open_data(spec: TaskSpec, given: str | None, settings: Section) -> Data:
 def model_config(spec: TaskSpec, settings: ModelSettings) -> tuple[str, dict[str, Any]]:
     """Return the model's name and its config values: those of the preset under those of the user.
 
-    What the data determine is added by the task later, so only the user's keys are checked here.
+    What the data determine is added by the task later. Imports the model's module, and with it torch.
 
     Raises:
         UnknownNameError: no such model of this task, or no such preset.
-        ConfigError: the model has no such config key; suggests the nearest.
+        ConfigError: the model has no such config key, or the value is of another type; suggests the nearest.
     """
     name = settings.name or spec.models[0]
     if name not in spec.models:
@@ -123,18 +121,9 @@ def model_config(spec: TaskSpec, settings: ModelSettings) -> tuple[str, dict[str
     if settings.preset and settings.preset not in model.presets:
         raise UnknownNameError(f'preset of model "{name}"', settings.preset, model.presets)
     config = {**model.presets.get(settings.preset, {}), **settings.config}
-    check_config_keys(model, config)
+    if problems := config_problems(resolve(model.target).Config, config):
+        raise ConfigError(f'Model "{name}": {" ".join(problems)}  (--set model.KEY=VALUE)')
     return name, config
-
-
-def check_config_keys(model: ModelSpec, config: Mapping[str, Any]) -> None:
-    """Refuse unknown config keys before any data is read; imports the model's module."""
-    fields = [field.name for field in dataclasses.fields(resolve(model.target).Config) if field.init]
-    for key in config:
-        if key not in fields:
-            guess = nearest(key, fields)
-            mend = f'Did you mean "model.{guess}"?' if guess else f"All: {', '.join(sorted(fields))}"
-            raise ConfigError(f'Model "{model.name}" has no setting "model.{key}". {mend}')
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,9 @@ COMMON: Mapping[str, tuple[Any, Any]] = {
         help="Fine-tune: start from these weights, as far as names and shapes agree.",
     ),
     "epochs": _option(float | None, None, "--epochs", panel=TRAINING, help="Passes over the training split."),
-    "steps": _option(int | None, None, "--steps", panel=TRAINING, help="Optimiser steps; the smaller of both ends it."),
+    "steps": _option(
+        int | None, None, "--steps", panel=TRAINING, help="Optimiser steps, instead of epochs or to end them early."
+    ),
     "batch_size": _option(int | None, None, "--batch-size", panel=TRAINING, help="Samples per step, in all."),
     "lr": _option(float | None, None, "--lr", panel=TRAINING, help="Peak learning rate."),
     "time_limit": _option(

@@ -203,6 +203,10 @@ def _verb(app: App, verb: Verb, settings: Sequence[Any], arguments: Sequence[str
         for parameter, (key, flag) in SETTINGS.items():
             if parameter in verb.options and (value := values.pop(parameter)) is not None:
                 flags[key] = (flag, value)
+        # Who asks for a number of steps does not mean the task's default of epochs, and the reverse.
+        for one, other in (("train.steps", "train.epochs"), ("train.epochs", "train.steps")):
+            if one in flags and other not in flags:
+                flags[other] = (flags[one][0], None)
         for option in fields:
             if (value := values.pop(option.name)) is not None:
                 flags[option.key] = (option.flag, option.value(value))

@@ -207,7 +207,9 @@ def train(
                 "note": note,
             }
             run.write_json("run.json", identity)
-        earlier = read_json(run.folder / "versions.json")["commands"] if resumed else []
+        earlier = (
+            read_json(run.folder / "versions.json")["commands"] if (run.folder / "versions.json").is_file() else []
+        )
         run.write_json("versions.json", {"commands": [*earlier, given.command], "versions": versions()})
     console.line(f"run: {run.folder}" + (f" (goes on from {resume})" if resumed else ""))
 
