@@ -1,0 +1,30 @@
+"""Attention operators: one function each, several kernels, and the registry that picks between them.
+
+Shapes are ``(batch, heads, seq, head_dim)``; boolean masks are True where attention is allowed; causal is aligned
+bottom right. ``python -m polyhead kernels list`` shows what there is, ``explain`` why a call runs where it does.
+"""
+
+from polyhead.ops.call import Call, TensorInfo
+from polyhead.ops.choice import use_kernel
+from polyhead.ops.registry import Explanation, Registry, SlowKernelWarning, dispatch, explain, registry
+from polyhead.ops.softmax_attention import SoftmaxAttention, softmax_attention
+from polyhead.ops.spec import Case, Cost, Inputs, KernelSpec, OperatorSpec
+
+__all__ = [
+    "Call",
+    "Case",
+    "Cost",
+    "Explanation",
+    "Inputs",
+    "KernelSpec",
+    "OperatorSpec",
+    "Registry",
+    "SlowKernelWarning",
+    "SoftmaxAttention",
+    "TensorInfo",
+    "dispatch",
+    "explain",
+    "registry",
+    "softmax_attention",
+    "use_kernel",
+]
