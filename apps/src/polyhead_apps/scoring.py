@@ -33,11 +33,13 @@ class Scores:
     """The metric that picked the checkpoint."""
     directions: Mapping[str, Direction]
     """What is better for each metric."""
+    headline: Sequence[str] = ()
+    """The metrics that the table shows, in this order; none: all. The document has all of them."""
 
     def table(self) -> tuple[list[str], list[list[Any]], list[tuple[int, int]]]:
         """Return columns, rows and the best cells."""
         models = {self.model: self.metrics, **self.baselines}
-        names = list(self.metrics)
+        names = [name for name in self.headline if name in self.metrics] or list(self.metrics)
         best = {name: self._best([figures.get(name) for figures in models.values()], name) for name in names}
         if len(names) <= WIDE:
             rows = [[model, *(figures.get(name) for name in names)] for model, figures in models.items()]
@@ -98,7 +100,7 @@ def score(
     """Return the metrics of the model and of every baseline on a split; in several processes, the same in each.
 
     Which direction is better is the task's attribute ``directions`` (metric to "min" or "max") where it has one, and
-    that of its monitor for every other metric.
+    that of its monitor for every other metric. A task with many metrics names those of the table in ``headline``.
     """
     from polyhead_apps import recipe
 
@@ -117,7 +119,8 @@ def score(
     }
     own: Mapping[str, Direction] = getattr(task, "directions", {})
     directions = {metric: own.get(metric, task.monitor.direction) for metric in metrics}
-    return Scores(split, name, metrics, baselines, task.monitor.name, directions)
+    headline = tuple(getattr(task, "headline", ()))
+    return Scores(split, name, metrics, baselines, task.monitor.name, directions, headline)
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:

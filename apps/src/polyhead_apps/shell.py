@@ -28,7 +28,7 @@ from polyhead_apps.opening import settings_class, task_spec
 from polyhead_apps.options import SETTINGS, Given, SettingOption, common_parameters, setting_options
 from polyhead_apps.runs import command_line, versions
 
-__all__ = ["build", "guard", "main", "with_debug"]
+__all__ = ["build", "guard", "main", "version_option", "with_debug"]
 
 RUN = ("config", "sets", "seed", "device", "threads")
 _TYPER_INTERRUPTED = 130
@@ -172,7 +172,7 @@ def build(app: App, arguments: Sequence[str] = ()) -> typer.Typer:
             command.command(name)(with_debug(resolve(reference)))
         else:
             command.command(name, help=_summary(reference))(_nothing)
-    command.callback()(_version(app))
+    command.callback()(version_option(f"{app.name} of plugin {app.plugin}, polyhead"))
     return command
 
 
@@ -261,11 +261,12 @@ def _summary(reference: str) -> str:
     return ""
 
 
-def _version(app: App) -> Callable[..., None]:
+def version_option(name: str) -> Callable[..., None]:
+    """Return the callback of a Typer app that gives it the option ``--version``."""
+
     def show(wanted: bool) -> None:
         if wanted:
-            found = versions()
-            typer.echo(f"{app.name} of plugin {app.plugin}, polyhead {found.get('polyhead', 'of no distribution')}")
+            typer.echo(f"{name} {versions().get('polyhead', '(no distribution)')}")
             raise typer.Exit
 
     def callback(version: bool) -> None:
