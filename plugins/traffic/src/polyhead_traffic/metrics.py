@@ -10,7 +10,7 @@ from polyhead.protocols import Batch, Ratio
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ForecastMetric", "Sums", "figure_name", "masked_absolute_error"]
+__all__ = ["ForecastMetric", "Sums", "figure_name", "headline_steps", "masked_absolute_error"]
 
 HEADLINE_STEPS = (3, 6, 12)
 """The steps that papers report: 15, 30 and 60 minutes at 5-minute data."""
@@ -94,11 +94,19 @@ class ForecastMetric:
             "mape": 100 * sums.relative / sums.relative_observed,
         }
         figures = {name: float(values.nanmean()) for name, values in steps.items()}
-        headline = [step for step in HEADLINE_STEPS if step <= self.horizon] or [self.horizon]
-        for step in dict.fromkeys([*headline, *range(1, self.horizon + 1)]):
+        for step in dict.fromkeys([*headline_steps(self.horizon), *range(1, self.horizon + 1)]):
             for name, values in steps.items():
                 figures[figure_name(name, step, self.step_s)] = float(values[step - 1])
         return figures
+
+
+def headline_steps(horizon: int) -> list[int]:
+    """Return the steps that papers report, as far as the horizon reaches; the last one if it is shorter.
+
+    >>> headline_steps(12), headline_steps(6), headline_steps(2)
+    ([3, 6, 12], [3, 6], [2])
+    """
+    return [step for step in HEADLINE_STEPS if step <= horizon] or [horizon]
 
 
 def figure_name(metric: str, step: int, step_s: int) -> str:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from polyhead.artifacts import atomic_file
 from polyhead.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from polyhead.manifest import resolve
-from polyhead.nn import ReducedBatchNorm
 from polyhead.plugins import find_model
 from polyhead.protocols import Batch, Monitor, Picture, Predictor, Ratio
 from polyhead_traffic.baselines import fit_baselines
 from polyhead_traffic.data import SensorData
+from polyhead_traffic.gman import batch_norm_momentum, set_batch_norm_momentum
 from polyhead_traffic.graphs import find_graph
-from polyhead_traffic.metrics import ForecastMetric, masked_absolute_error
+from polyhead_traffic.metrics import ForecastMetric, figure_name, headline_steps, masked_absolute_error
 from polyhead_traffic.settings import ForecastTaskSettings, PredictSettings
 from polyhead_traffic.windows import WindowSource
 
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["ForecastTask", "normaliser"]
 
 PREDICT_BATCH = 32
-DRAWN = ("last value", "slot mean", "ridge + weekday mean", "slot median + residual")
-"""The baselines that pictures show."""
-DRAWN_VALUES = 100_000_000
-"""Most numbers that pictures are drawn from."""
 NAMED = 5
 
 
@@ -45,10 +41,11 @@ NAMED = 5
 class ForecastTask:
     """Forecast every sensor for the next ``horizon`` steps; implements ``polyhead.protocols.Task``.
 
-    A model takes ``x`` (B, P, N), raw readings with 0 where missing, and ``te`` (B, P+Q, 2), the calendar, and returns
-    (B, Q, N) in the unit of the readings. What the data determine is put into its config (fields of these names:
-    ``nodes``, ``history``, ``horizon``, ``slots_per_day``, ``use_day_of_week``, ``embedding_dim``) and its buffers
-    (``mean``, ``std``, ``spatial_embedding``), as far as it has them.
+    A model takes ``x`` (B, P, N), raw readings with 0 where missing, ``te`` (B, P+Q, 2), the calendar, and, if its
+    config says ``input_mask``, ``x_mask`` (B, P, N); it returns (B, Q, N) in the unit of the readings. What the data
+    determine is put into its config, as far as it has the fields (``nodes``, ``history``, ``horizon``,
+    ``slots_per_day``, ``use_day_of_week``, ``embedding_dim``), and given to its method ``set_data(mean, std,
+    spatial_embedding)``.
     """
 
     monitor: ClassVar[Monitor] = Monitor("mae", "min")
@@ -68,6 +65,13 @@ class ForecastTask:
     """What the spatial embedding was made from, in words."""
     embedding: NDArray[np.float32] | None = None
     """(N, D): where sensors are; None in a restored task, whose model carries it."""
+
+    @property
+    def headline(self) -> Sequence[str]:
+        """The figures of the table: MAE where papers report it, RMSE and MAPE at the last step, the mean MAE."""
+        steps = headline_steps(self.horizon)
+        names = [figure_name("mae", step, self.step_s) for step in steps]
+        return [*names, *(figure_name(name, steps[-1], self.step_s) for name in ("rmse", "mape")), "mae"]
 
     @classmethod
     def prepare(cls, data: SensorData, settings: ForecastTaskSettings, *, seed: int) -> Self:
@@ -142,11 +146,10 @@ class ForecastTask:
         model: nn.Module = cls(
             cls.Config(**{key: value for key, value in values.items() if key in known or key in config})
         )
-        buffers = dict(model.named_buffers(recurse=False))
-        given = {"mean": self.mean, "std": self.std, "spatial_embedding": self.embedding}
-        for key, content in given.items():
-            if key in buffers and content is not None:
-                buffers[key].copy_(torch.as_tensor(content))
+        set_data: Any = getattr(model, "set_data", None)
+        if set_data is not None:
+            where = None if self.embedding is None else torch.from_numpy(self.embedding)
+            set_data(mean=self.mean, std=self.std, spatial_embedding=where)
         return model
 
     def check(self, data: SensorData) -> None:
@@ -157,14 +160,14 @@ class ForecastTask:
         """
         if data.ids != self.ids:
             raise DataError(_difference(data, self.ids))
-        for what, have, want in (
-            ("step, s", data.step_s, self.step_s),
-            ("history", data.history, self.history),
-            ("horizon", data.horizon, self.horizon),
+        for what, have, want, mend in (
+            ("a step of", data.step_s, self.step_s, f"Resample the readings to {self.step_s} s"),
+            ("a history of", data.history, self.history, f"Use --history {self.history}"),
+            ("a horizon of", data.horizon, self.horizon, f"Use --horizon {self.horizon}"),
         ):
             if have != want:
                 raise DataError(
-                    f"{data.name}: {what} is {have}, the model was fitted with {want}. Use that, or fit again."
+                    f"{data.name} has {what} {have}, the model was fitted with {want}. {mend}, or fit again."
                 )
         if data.unit and self.unit and data.unit != self.unit:
             raise DataError(
@@ -172,22 +175,19 @@ class ForecastTask:
             )
 
     def before_step(self, model: nn.Module, progress: Progress) -> None:
-        """Set the momentum of batch norms: 0.5, halved every ``norm_epochs`` epochs, at least 0.01.
-
-        Source: zhengchuanpan/GMAN, ``train.py``: decay = min(0.99, 1 - 0.5^(1 + floor(step / decay_steps))).
-        """
-        momentum = max(0.01, 0.5 ** (1 + int(progress.epoch / self.norm_epochs)))
-        for module in model.modules():
-            if isinstance(module, ReducedBatchNorm):
-                module.momentum = momentum
+        """Set the momentum of batch norms: 0.5, halved every ``norm_epochs`` epochs, at least 0.01."""
+        decay_steps = self.norm_epochs * progress.steps_per_epoch
+        set_batch_norm_momentum(model, batch_norm_momentum(progress.step, decay_steps))
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Ratio]:
         """Return the masked MAE in the unit of the readings."""
-        return {"mae": masked_absolute_error(model(batch["x"], batch["te"]), batch["y"], batch["y_mask"])}
+        return {"mae": masked_absolute_error(self.predict(model, batch), batch["y"], batch["y_mask"])}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return forecasts (B, Q, N) in the unit of the readings."""
-        forecast: Tensor = model(batch["x"], batch["te"])
+        config = getattr(getattr(model, "module", model), "config", None)
+        observed = (batch["x_mask"],) if getattr(config, "input_mask", False) else ()
+        forecast: Tensor = model(batch["x"], batch["te"], *observed)
         return forecast
 
     def metric(self) -> ForecastMetric:
@@ -200,29 +200,9 @@ class ForecastTask:
 
     def pictures(self, model: nn.Module, data: SensorData) -> Sequence[Picture]:
         """Return the report's figures: forecasts of the test windows against readings and baselines."""
-        from polyhead_traffic.report import forecast_pictures
+        from polyhead_traffic.report import pictures
 
-        source = data.source("test")
-        methods: dict[str, Predictor] = {"model": lambda batch: self._forecast(model, data, batch)}
-        methods |= fit_baselines(data, DRAWN)
-        # The last windows of a large split: what is drawn has to fit into memory.
-        window = (len(methods) + 2) * self.horizon * len(self.ids)
-        last = range(max(0, len(source) - max(1, DRAWN_VALUES // window)), len(source))
-        truth, mask = [], []
-        forecasts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in methods}
-        for batch in _batches(source, last):
-            truth.append(batch["y"].numpy())
-            mask.append(batch["y_mask"].numpy())
-            for name, method in methods.items():
-                forecasts[name].append(np.asarray(method(batch)))
-        together = {name: np.concatenate(parts) for name, parts in forecasts.items()}
-        drawn = forecast_pictures(
-            data, source.starts[last.start :], np.concatenate(truth), np.concatenate(mask), together
-        )
-        if last.start == 0:
-            return drawn
-        part = f" Over the last {len(last):,} of {len(source):,} test windows."
-        return [picture._replace(caption=picture.caption + part) for picture in drawn]
+        return pictures(self, model, data)
 
     def write_predictions(
         self, model: nn.Module, data: SensorData, out: Path, settings: PredictSettings
@@ -313,16 +293,14 @@ def _blocks(weight: NDArray[np.float64], values: NDArray[np.float32]) -> Iterato
         yield weight[rows], values[rows]
 
 
-def _batches(source: WindowSource, picked: range | None = None) -> Iterator[Batch]:
-    picked = picked or range(len(source))
-    for first in range(0, len(picked), PREDICT_BATCH):
-        yield source.fetch(picked[first : first + PREDICT_BATCH])
+def _batches(source: WindowSource) -> Iterator[Batch]:
+    windows = range(len(source))
+    for first in range(0, len(windows), PREDICT_BATCH):
+        yield source.fetch(windows[first : first + PREDICT_BATCH])
 
 
 def _spatial_embedding(data: SensorData, kind: str, seed: int) -> tuple[NDArray[np.float32], str]:
     """Return (N, D) and what it was made from."""
-    from polyhead_traffic.embedding import laplacian, node2vec
-
     if kind == "file" and data.embedding is None:
         raise DataError(
             f"{data.name} came without an embedding file. Put SE.txt beside the readings, or use --set "
@@ -330,6 +308,8 @@ def _spatial_embedding(data: SensorData, kind: str, seed: int) -> tuple[NDArray[
         )
     if data.embedding is not None and kind in ("auto", "file"):
         return data.embedding, "the embedding file of the data"
+    from polyhead_traffic.embedding import laplacian, node2vec
+
     graph, source = find_graph(data)
     method = laplacian if kind == "laplacian" else node2vec
     return method(graph, len(data.ids), seed=seed), f"{'Laplacian' if kind == 'laplacian' else 'node2vec'} of {source}"
