@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import date
 from importlib import resources
@@ -94,6 +95,27 @@ def test_speeds_behave_like_a_road_network(data: SensorData) -> None:
     assert record["figures"]["lag1_autocorrelation"] > 0.8
     # There is something to forecast: the calendar beats the last reading an hour ahead.
     assert record["figures"]["slot_mean_mae"] < record["figures"]["copy_last_mae_60min"]
+
+
+def documented(root: Path, column: int) -> dict[str, float]:
+    """Figures of the docs page by name; column 0 is the simulation, 1 the real week."""
+    page = (root / "docs" / "explanation" / "simulated-data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z0-9 ]+) \| ([\d.]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    return {name.replace(" ", "_"): float(values[column]) for name, *values in rows}
+
+
+def test_the_docs_give_the_figures_of_the_shipped_data(root: Path) -> None:
+    figures = documented(root, 0)
+    record = embedded_record()["figures"]
+    assert set(figures) == set(record) - {"unfinished_percent"}
+    assert figures == {name: pytest.approx(record[name], abs=6e-4) for name in figures}
+
+
+def test_the_docs_give_the_figures_of_the_real_week(root: Path, shared: Path) -> None:
+    file = shared / "data" / "traffic" / "metr-la-week" / "los_speed.csv"
+    speed = np.loadtxt(file, delimiter=",", skiprows=1).reshape(7 * 96, 3, 207).mean(axis=1) * 1.609344
+    measured = realism(speed, np.percentile(speed, 95, axis=0), date(2012, 3, 1))
+    assert documented(root, 1) == {name: pytest.approx(value, abs=6e-4) for name, value in measured.items()}
 
 
 def test_the_generator_makes_a_shipped_day_again(data: SensorData) -> None:
