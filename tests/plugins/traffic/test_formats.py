@@ -123,6 +123,14 @@ def test_a_wide_table_finds_its_edges_and_places(table: Path) -> None:
     assert not data.zero_is_missing
 
 
+def test_roads_of_the_same_length_stay_connected(table: Path) -> None:
+    edges = table.with_name("edges.csv")
+    edges.write_text("from,to,distance\na,b,100\nb,c,101\nc,a,102\n")
+    graph, notes = read_graph(edges, ("a", "b", "c"), SensorSettings())
+    assert len(graph.weights) == 3
+    assert "sigma 101.003, threshold 0.1" in notes[0]
+
+
 def test_weights_and_labelled_matrices_are_read_as_they_are(table: Path) -> None:
     edges = table.with_name("edges.csv")
     edges.write_text("from,to,weight\na,b,0.5\nb,c,2\nc,c,1\n")

@@ -105,7 +105,7 @@ def assemble(
     if found is not None:
         fields["coordinates"] = read_coordinates(found, table.ids, settings)
         read.append(found)
-    embeddings = [file for file in files if re.match(r"SE\W.*\.txt$", file.name) and _words(file) == 2]
+    embeddings = [file for file in files if re.match(r"SE(\W.*)?\.txt$", file.name) and _words(file) == 2]
     if len(embeddings) == 1:
         _check_order(files, table.ids, embeddings[0].name)
         fields["embedding"] = read_embedding(embeddings[0], len(table.ids))

@@ -167,10 +167,24 @@ def _read_edges(
     if not distances:
         return edges, values, notes
     weights, sigma = kernel_weights(values, sigma=settings.sigma, threshold=settings.threshold)
+    if not settings.sigma and _isolates_most(edges, weights):
+        # Roads of much the same length: their deviation says nothing about what is near.
+        weights, sigma = kernel_weights(values, sigma=_rms(values), threshold=settings.threshold)
     notes[0] = (
         f"{notes[0][:-1]}, made weights by a Gaussian kernel (sigma {sigma:.6g}, threshold {settings.threshold:g})."
     )
     return edges, weights, notes
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    """Return the root mean square."""
+    return float(np.sqrt(np.square(values).mean()))
+
+
+def _isolates_most(edges: NDArray[np.int64], weights: NDArray[np.float64]) -> bool:
+    """Tell whether most sensors that have edges lose all of them."""
+    other = edges[0] != edges[1]
+    return 2 * len(np.unique(edges[:, other & (weights > 0)])) < len(np.unique(edges[:, other]))
 
 
 def _refuse_ids(file: str, unknown: dict[str, int], left_out: Sequence[str]) -> None:
