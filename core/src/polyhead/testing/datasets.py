@@ -6,7 +6,7 @@ import json
 import pickle
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,7 +39,7 @@ def check_dataset(
     Args:
         dataset: a registered name, or an opened dataset.
         path: the files of a registered dataset that is not embedded; None checks its errors only.
-        settings: the ``data`` section of a task's settings; the defaults of the first task that takes it if None.
+        settings: the ``data`` section of a task's settings, or values that differ from its defaults.
         samples: indices that are fetched of each split.
 
     Returns:
@@ -58,7 +58,9 @@ def report_registered(name: str, path: str | Path | None = None, *, settings: An
     plugin, spec = plugins.find_dataset(name)
     report = Report(f'dataset "{name}"')
     with report.check("its settings have defaults", "polyhead_apps.config.TaskSettings"):
-        settings = data_settings(plugin, name) if settings is None else settings
+        defaults = data_settings(plugin, name)
+        if settings is None or isinstance(settings, Mapping):
+            settings = type(defaults)(**settings) if settings else defaults
     if not spec.embedded:
         report.include(report_adapter(spec, settings))
     if spec.embedded or path is not None:

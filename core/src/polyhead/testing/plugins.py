@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ __all__ = ["check_plugin"]
 _MANIFEST = "polyhead.manifest"
 
 
-def check_plugin(name: str, *, demo: bool = False, path: str | Path | None = None) -> list[str]:
+def check_plugin(
+    name: str, *, demo: bool = False, path: str | Path | None = None, settings: Mapping[str, Any] | None = None
+) -> list[str]:
     """Check a plugin: what its manifest says, and every model, dataset, task and app that it names.
 
     Args:
         name: the plugin's name.
         demo: run each app's ``demo --quick`` too.
         path: files for the first adapter that reads files, to be checked as a dataset.
+        settings: values of the ``data`` section for ``path``, such as ``{"start": "2012-03-01"}``.
 
     Returns:
         list[str]: what was checked, a sentence each.
@@ -46,8 +50,8 @@ def check_plugin(name: str, *, demo: bool = False, path: str | Path | None = Non
         _check_model(report, model)
     adapters = [dataset.name for dataset in plugin.datasets if not dataset.embedded]
     for dataset in plugin.datasets:
-        files = path if dataset.name in adapters[:1] else None
-        report.include(report_registered(dataset.name, files))
+        given = dataset.name in adapters[:1]
+        report.include(report_registered(dataset.name, path if given else None, settings=settings if given else None))
     for task in plugin.tasks:
         _check_task(report, task)
     for app in plugin.apps:

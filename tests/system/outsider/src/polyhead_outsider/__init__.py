@@ -1,0 +1,1 @@
+"""Classify the rows of a table, with attention across its columns."""
