@@ -311,9 +311,9 @@ class GMAN(Pretrained, nn.Module):
             raise ShapeError(
                 f"x has shape {tuple(x.shape)}, expected (B, {config.history}, {config.nodes}): batch, history, nodes."
             )
-        if te.shape != (len(x), config.history + config.horizon, 2):
+        if te.shape != (x.shape[0], config.history + config.horizon, 2):
             raise ShapeError(
-                f"te has shape {tuple(te.shape)}, expected ({len(x)}, {config.history + config.horizon}, 2): "
+                f"te has shape {tuple(te.shape)}, expected ({x.shape[0]}, {config.history + config.horizon}, 2): "
                 "batch, history + horizon, (day of week, slot of day)."
             )
         if x_mask is not None and not config.input_mask:

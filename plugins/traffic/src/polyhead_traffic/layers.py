@@ -304,16 +304,18 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Masked gradients of all parts go into one buffer, in the order of the weight's rows."""
+        """Gradients of all parts go into one buffer, in the order of the weight's rows."""
         x, weight, y = ctx.saved_tensors
-        dy = torch.empty_like(y)
-        count = len(ctx.relu)
-        targets, results = _parts(dy, ctx.heads, count), _parts(y, ctx.heads, count)
-        for target, grad, result, active in zip(targets, grads, results, ctx.relu, strict=True):
-            if active:
-                torch.ops.aten.threshold_backward.grad_input(grad, result, 0, grad_input=target)
-            else:
-                target.copy_(grad)
+        # Interleaved first and masked then: a mask over pieces of head_dim channels is far slower than over a whole.
+        dy = torch.stack(grads, -2)
+        if all(ctx.relu):
+            dy = dy.view(y.shape)
+            torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=dy)
+        else:
+            for grad, result, active in zip(dy.unbind(-2), _parts(y, ctx.heads, len(ctx.relu)), ctx.relu, strict=True):
+                if active:
+                    grad.mul_(result > 0)
+            dy = dy.view(y.shape)
         rows = dy.flatten(0, 2)
         dx = dw = None
         if x is not None:
