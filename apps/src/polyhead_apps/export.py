@@ -32,7 +32,7 @@ def example_inputs(model: nn.Module, task: Task, data: Data | None) -> dict[str,
     """Return tensors for ``model.forward`` by the names of its parameters, batch first.
 
     They are the task's own (its optional ``example_inputs(model)``), else those of the first two training samples
-    whose names are parameters of ``forward``.
+    whose names are parameters of ``forward`` without a default.
 
     Raises:
         ExportError: neither is to be had; says which names are missing.
@@ -46,7 +46,7 @@ def example_inputs(model: nn.Module, task: Task, data: Data | None) -> dict[str,
     if data is None:
         raise ExportError(f"Export needs an example of the input ({', '.join(required)}): give --data PATH.")
     batch = data.source("train").fetch([0, 1], seed=0, epoch=0)
-    inputs = {name: batch[name] for name in parameters if isinstance(batch.get(name), torch.Tensor)}
+    inputs = {name: batch[name] for name in required if isinstance(batch.get(name), torch.Tensor)}
     if missing := [name for name in required if name not in inputs]:
         raise ExportError(
             f"Export does not know the input: forward takes {', '.join(missing)}, a batch has {', '.join(batch)}. "

@@ -83,4 +83,4 @@ def export(
         for entry in report:
             console.result(str(entry["file"]))
     again_command = command_line(app.name, ["predict", "--model", str(run.folder if run else folder)])
-    console.line(f"made {len(report)} exports in {target}. Next: {again_command}")
+    console.line(f"made {target}. Next: {again_command}")
