@@ -6,11 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from scripts.workspace import ROOT, distributions
+
+# Distributions to be installed; what is broken in one of them is meant to be.
+collect_ignore = ["broken_plugin", "outsider"]
 
 _BLOCKER = """
 import os, sys
@@ -66,3 +71,40 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         assert result.returncode == 0, result.stderr
         (built[distribution.name],) = folder.glob(f"{distribution.name.replace('-', '_')}-*.whl")
     return built
+
+
+@pytest.fixture(scope="session")
+def environment_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that builds a distribution and installs it beside this environment's packages.
+
+    It returns the folder of the new environment's commands.
+    """
+
+    def install(distribution: Path) -> Path:
+        folder = tmp_path_factory.mktemp(distribution.name)
+        source, made = folder / "source", folder / "wheel"
+        shutil.copytree(distribution, source, ignore=shutil.ignore_patterns("__pycache__"))
+        build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(made)]
+        subprocess.run(build, cwd=source, check=True, capture_output=True)
+        (wheel,) = made.glob("*.whl")
+        venv.create(folder / "venv", with_pip=False)
+        (site,) = (folder / "venv").glob("lib/*/site-packages")
+        # addsitedir follows the editable installations of this environment too.
+        outer = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        (site / "outer.pth").write_text(outer, encoding="utf-8")
+        python = folder / "venv" / "bin" / "python"
+        install = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(python),
+            "install",
+            "--no-deps",
+            "--no-index",
+            "--quiet",
+        ]
+        subprocess.run([*install, str(wheel)], check=True)
+        return python.parent
+
+    return install

@@ -6,11 +6,7 @@ import csv
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
-import sysconfig
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,23 +18,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment that sees this one's packages and has the plugin installed."""
-    folder = tmp_path_factory.mktemp("outsider")
-    source, made = folder / "source", folder / "wheel"
-    shutil.copytree(OUTSIDER, source, ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(made)]
-    subprocess.run(build, cwd=source, check=True, capture_output=True)
-    (wheel,) = made.glob("*.whl")
-    venv.create(folder / "venv", with_pip=False)
-    binaries = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    (site,) = (folder / "venv").glob("lib/*/site-packages")
-    # addsitedir follows the editable installations of this environment too.
-    (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    python = str(binaries / "python")
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet"]
-    subprocess.run([*install, str(wheel)], check=True)
-    return binaries
+def environment(environment_with: Callable[[Path], Path]) -> Path:
+    return environment_with(OUTSIDER)
 
 
 @pytest.fixture

@@ -1,0 +1,7 @@
+"""A plugin that ends the process, as a module meant to be a script does."""
+
+from __future__ import annotations
+
+import sys
+
+sys.exit("usage: leaver FILE")
