@@ -186,8 +186,8 @@ def skip_gram(
 def laplacian(graph: SensorGraph, nodes: int, *, dim: int = 64, seed: int = 0) -> NDArray[np.float32]:
     """Embed sensors by the smoothest eigenvectors of the normalised Laplacian of the graph, edges taken both ways.
 
-    The constant eigenvector of each connected part counts as one of them. An eigenvector's sign is arbitrary: here its
-    largest entry is positive. Scaled to a mean square of 1; columns beyond the number of sensors are 0.
+    The constant eigenvector of each connected part counts as one of them. An eigenvector's sign is arbitrary: here the
+    first of its largest entries is positive. Scaled to a mean square of 1; columns beyond the number of sensors are 0.
 
     Args:
         graph: directed, weighted.
@@ -214,7 +214,9 @@ def laplacian(graph: SensorGraph, nodes: int, *, dim: int = 64, seed: int = 0) -
         start = np.random.default_rng(seed).standard_normal(nodes)
         values, vectors = eigsh(matrix, k=wanted, sigma=-0.01, which="LM", v0=start)
         vectors = vectors[:, np.argsort(values)]
-    largest = np.abs(vectors).argmax(axis=0)
+    size = np.abs(vectors)
+    # The first of the largest: in a symmetric network several are equal up to rounding.
+    largest = (size > 0.99 * size.max(axis=0)).argmax(axis=0)
     vectors = vectors * np.sign(vectors[largest, np.arange(wanted)]) * np.sqrt(nodes)
     return np.pad(vectors, ((0, 0), (0, dim - wanted))).astype(np.float32)
 
