@@ -50,13 +50,14 @@ def test_verbose_says_details(capsys: pytest.CaptureFixture[str]) -> None:
 def test_log_takes_what_is_said_even_when_quiet(tmp_path: Path) -> None:
     console = Console(quiet=True, stderr=io.StringIO())
     path = tmp_path / "log.txt"
+    console.line("zero")
     with console.log_to(path):
         console.line("one")
         console.detail("two")
         console.warn("three")
     console.line("four")
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert [line.split("  ", 1)[1] for line in lines] == ["one", "two", "warning: three"]
+    assert [line.split("  ", 1)[1] for line in lines] == ["zero", "one", "two", "warning: three"]
 
 
 def test_plain_progress_speaks_every_few_seconds(clock: list[float]) -> None:

@@ -57,6 +57,14 @@ def test_fit_leaves_a_run_that_says_what_made_it(line_fit: Callable[..., Any], t
     assert said.err.splitlines()[-1] == (
         f"made {shown} (report.html, model/, metrics.json). Next: line-fit predict --model {shown}"
     )
+    log = [line.split("  ", 1)[1] for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+    assert (
+        log[0]
+        == "command: line-fit fit --data toy-lines --set model.hidden=3 --seed 7 --steps 8 --device cpu --threads 1"
+    )
+    assert log[1] == f"data: toy lines. {PROVENANCE}"
+    assert log[2] == f"run: {shown}"
+    assert log[-1].startswith("On the test split line has mae ")
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert PROVENANCE in report
     assert "line-fit fit --data toy-lines" in report

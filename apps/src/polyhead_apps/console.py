@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ class Console:
         self.quiet, self.verbose = quiet, verbose
         self._stdout, self._stderr = stdout, stderr
         self._log: TextIO | None = None
+        self._said: deque[str] = deque(maxlen=100)  # before there is a log
         self._bars: Bars | None = None
 
     @property
@@ -119,9 +121,11 @@ class Console:
 
     @contextmanager
     def log_to(self, path: Path) -> Iterator[None]:
-        """Append what is said inside to the file ``path`` too, each line with the time."""
+        """Append what is said inside, and was said before, to the file ``path`` too, each line with the time."""
         with path.open("a", encoding="utf-8", buffering=1) as log:
             self._log = log
+            log.writelines(self._said)
+            self._said.clear()
             try:
                 yield
             finally:
@@ -136,8 +140,8 @@ class Console:
         stream.flush()
 
     def _record(self, text: str) -> None:
-        if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n"
+        self._said.append(line) if self._log is None else self._log.write(line)
 
     def _make_bars(self) -> Bars:
         from rich.console import Console as RichConsole

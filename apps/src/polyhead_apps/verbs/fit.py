@@ -139,6 +139,8 @@ def train(
         PolyheadError: whatever is wrong with settings, data or checkpoints, each with its mend.
         StoppedError: Ctrl-C; the message has the command that goes on.
     """
+    console.detail(f"command: {given.command}")
+
     # Everything the user asked for is checked before data or model are touched.
     seconds = parse_duration(time_limit)
     run = find_run(app.name, out) if resume else None
@@ -237,6 +239,7 @@ def train(
         scores = score(
             result.model, model_name, learner, opened, split="test", settings=settings, device=where, console=console
         )
+        console.line(scores.sentence())
         record = run.record
         document = {
             "app": app.name,
