@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ from scripts.workspace import ROOT, Distribution, distributions, normalised, req
 ALL = distributions()
 PLUGINS = [distribution for distribution in ALL if distribution.folder.parent.name == "plugins"]
 INDIRECT = {
-    "pyarrow": "pandas reads Parquet through it and imports it by itself",
+    "onnx": "torch.onnx imports it",
+    "onnxscript": "torch.onnx imports it",
+    "tensorboard": "torch.utils.tensorboard imports it",
 }
 """Dependencies that no line of ours imports, each with the reason."""
 
@@ -55,12 +58,18 @@ def foreign(distribution: Distribution) -> list[Import]:
     return [found for path in files for found in imports(path) if found.package not in own]
 
 
+@functools.cache
+def installed() -> Mapping[str, list[str]]:
+    """Return the distributions of each top-level package; it reads every file list, which takes seconds."""
+    return importlib.metadata.packages_distributions()
+
+
 def owner(package: str) -> str:
     """Return the normalised name of the distribution that brings a top-level package."""
     ours = {distribution.package: distribution.name for distribution in ALL}
     if package in ours:
         return ours[package]
-    owners = importlib.metadata.packages_distributions().get(package, [package])
+    owners = installed().get(package, [package])
     return normalised(owners[0])
 
 
