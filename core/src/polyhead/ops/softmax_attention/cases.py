@@ -24,18 +24,18 @@ def cases() -> Iterable[Case]:
     for length in (31, 32, 33, 64, 65, 257):
         yield _case(f"length {length}", (1, 2, length, length, 8), causal=length % 2 == 1)
     yield _case("several blocks", (1, 1, 801, 1027, 4), mask=_random)
-    yield _case("causal", (2, 2, 19, 19, 8), causal=True, traced=True)
+    yield _case("causal", (2, 2, 19, 19, 8), causal=True)
     yield _case("causal, one query", (2, 2, 1, 19, 8), causal=True)
     yield _case("causal, few queries", (2, 2, 5, 19, 8), causal=True)
     yield _case("causal, more keys than queries", (2, 2, 14, 19, 8), causal=True, traced=True)
-    yield _case("causal, more queries than keys", (2, 2, 19, 12, 8), causal=True, traced=True)
+    yield _case("causal, more queries than keys", (2, 2, 19, 12, 8), causal=True)
     yield _case("grouped heads", (2, 6, 11, 13, 8), kv_heads=2, mask=_random)
     yield _case("one key head, causal", (2, 4, 11, 11, 8), kv_heads=1, causal=True)
     yield _case("values narrower than keys", (2, 2, 11, 13, 16), value_dim=5, mask=_padding)
     yield _case("values wider than keys", (2, 2, 11, 13, 3), value_dim=16, traced=True)
-    yield _case("padded keys", (3, 2, 7, 21, 8), mask=_padding, traced=True)
+    yield _case("padded keys", (3, 2, 7, 21, 8), mask=_padding)
     yield _case("padded keys, grouped heads, a mask for each head", (2, 4, 7, 9, 8), kv_heads=2, mask=_padding_of_heads)
-    yield _case("rows without keys", (2, 3, 9, 11, 8), mask=_holes, traced=True)
+    yield _case("rows without keys", (2, 3, 9, 11, 8), mask=_holes)
     yield _case("nothing allowed", (1, 2, 5, 6, 8), mask=lambda size, _: torch.zeros(size, dtype=torch.bool))
     yield _case("mask and causal", (2, 2, 13, 17, 8), mask=_padding, causal=True)
     yield _case("mask of a batch, of heads, of queries", (2, 3, 7, 9, 8), mask=_rows)
@@ -126,8 +126,8 @@ def _draw(
         tuple(per_row),
         {"q": nothing, "k": unseen, "v": unseen},
         empty,
-        # Rounding a logit l by one unit changes its weight by the factor 1 ± l·eps, so much as fused kernels that compute
-        # the logits again in the backward pass are off.
+        # Rounding a logit l by one unit changes its weight by the factor 1 ± l·eps; fused kernels, which compute the
+        # logits again in the backward pass, are off by so much.
         condition=spread,
     )
 

@@ -134,8 +134,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float, 
         learned = added is not None and added.requires_grad  # SDPA then takes that path, which has second derivatives
         if torch.is_grad_enabled() and not learned and _eager():
             q, k, v = _FirstOrder.apply(q, k, v)
-    grouped = q.shape[1] != k.shape[1]
-    output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=causal, scale=scale, enable_gqa=grouped)
+    grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}  # a branch, since a traced comparison is no bool
+    output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=causal, scale=scale, **grouped)
     return output if output.shape[-1] == width else output[..., :width]
 
 

@@ -1,0 +1,193 @@
+"""What ``kernels list``, ``explain`` and ``verify`` say: functions that return data and text, and print nothing."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from polyhead.errors import ConfigError, UnknownNameError
+from polyhead.ops.registry import explain, registry
+from polyhead.ops.spec import KernelSpec, OperatorSpec
+
+__all__ = ["Said", "explain_call", "list_kernels", "parse_shape", "verify_kernels"]
+
+
+class Said(NamedTuple):
+    """The answer of a command."""
+
+    data: dict[str, Any]
+    """JSON values, for ``--json``."""
+    text: str
+    """The same for people."""
+    passed: bool = True
+    """False makes the command exit with 1."""
+
+
+def list_kernels(operator: str | None = None) -> Said:
+    """Return operators with their forms and kernels; one operator if named.
+
+    Raises:
+        UnknownNameError: no such operator.
+    """
+    specs = [registry.operator(name) for name in ([operator] if operator else registry.operators())]
+    lines = []
+    for spec in specs:
+        lines += [f"{spec.name}: {spec.summary}"]
+        lines += [f"  {kernel.name:<12} {_limits(kernel)}" for kernel in registry.kernels(spec.name)]
+        lines += [f"  forms: {', '.join(spec.forms)}", f"  {spec.complexity}", f"  {spec.source}"]
+    return Said({"operators": [_operator(spec) for spec in specs]}, "\n".join(lines))
+
+
+def explain_call(
+    operator: str, shape: tuple[int, ...], dtype: str = "float32", device: str = "cpu", options: Sequence[str] = ()
+) -> Said:
+    """Return which kernel would serve a call, why not the others, and what it costs.
+
+    Args:
+        operator: its name.
+        shape: of its first tensor.
+        dtype: such as "float32".
+        device: such as "cuda"; it need not exist here.
+        options: ``"name=value"`` of the operator's ``describe``, such as ``"causal=true"``.
+
+    Raises:
+        UnknownNameError: no such operator, dtype or option.
+        ConfigError: an option's value is malformed.
+        ShapeError, KernelError: the shape or the device does not fit.
+    """
+    spec = registry.operator(operator)
+    explanation = explain(operator, shape, dtype, device, **_options(spec, options))
+    call = explanation.call
+    costs = {name: spec.cost(call, backward=name == "backward") for name in ("forward", "backward")}
+    lines = [str(explanation)]
+    for name, cost in costs.items():
+        lines.append(f"  {name}: {cost.flops / 1e9:.4g} GFLOP, {cost.bytes / 1e6:.4g} MB read and written")
+    data = {
+        "operator": operator,
+        "call": str(call),
+        "chosen": explanation.chosen,
+        "forced": explanation.forced,
+        "rejected": {name: list(reasons) for name, reasons in explanation.rejected.items()},
+        "cost": {name: cost._asdict() for name, cost in costs.items()},
+    }
+    return Said(data, "\n".join(lines), explanation.chosen is not None)
+
+
+def verify_kernels(
+    operator: str | None = None,
+    kernel: str | None = None,
+    dtypes: Sequence[str] = (),
+    device: str = "cpu",
+) -> Said:
+    """Hold kernels against the definition in float64 on the operators' cases; all of them unless named.
+
+    Raises:
+        UnknownNameError: no such operator, kernel or dtype.
+    """
+    from polyhead.testing.operators import implementations, verify
+
+    rows = []
+    for name in [operator] if operator else registry.operators():
+        tolerances = registry.operator(name).tolerances
+        for unknown in set(dtypes) - set(tolerances):
+            raise UnknownNameError(f"dtype of {name}", unknown, tolerances)
+        chosen = implementations(name)
+        if kernel is not None:
+            chosen = [each for each in chosen if each.name == kernel] or [registry.kernel(name, kernel)]
+        for each in chosen:
+            for dtype in dtypes or [dtype for dtype in tolerances if not each.dtypes or dtype in each.dtypes]:
+                rows.append(verify(each, dtype, device))
+    head = f"{'operator':<28}{'kernel':<16}{'form':<12}{'dtype':<10}{'cases':>6}{'passes':>8}{'refused':>9}  worst"
+    lines = [head]
+    for row in rows:
+        worst = max(row.worst.values(), default=0.0)
+        result = f"{worst:5.0%} of the budget" if row.cases else "not run: " + "; ".join(_reasons(row.refused))
+        lines.append(
+            f"{row.operator:<28}{row.kernel:<16}{row.form:<12}{row.dtype:<10}{row.cases:>6}{row.passes:>8}"
+            f"{len(row.refused):>9}  {result}" + (f"  {len(row.failures)} FAILED" if row.failures else "")
+        )
+    failures = [f"{row.operator} by {row.kernel} ({row.form}): {failure}" for row in rows for failure in row.failures]
+    cases, served = sum(row.cases for row in rows), sum(1 for row in rows if row.cases)
+    lines += failures
+    lines.append(f"{cases} cases in {served} of {len(rows)} rows: {len(failures) or 'no'} failures.")
+    data = {"device": device, "rows": [row.data() for row in rows], "cases": cases, "failures": len(failures)}
+    return Said(data, "\n".join(lines), passed=not failures and served > 0)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read a shape as people type it.
+
+    Raises:
+        ConfigError: it is not made of whole numbers.
+
+    >>> parse_shape("2,8,128,64")
+    (2, 8, 128, 64)
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f'--shape is "{text}", expected whole numbers with commas, such as 2,8,128,64.')
+    return tuple(int(part) for part in parts)
+
+
+def _operator(spec: OperatorSpec) -> dict[str, Any]:
+    kernels = [
+        {
+            "name": kernel.name,
+            "form": kernel.form,
+            "priority": kernel.priority,
+            "devices": list(kernel.devices),
+            "dtypes": list(kernel.dtypes),
+            "wins_from": kernel.wins_from,
+            "double_backward": kernel.double_backward,
+        }
+        for kernel in registry.kernels(spec.name)
+    ]
+    return {
+        "name": spec.name,
+        "summary": spec.summary,
+        "function": spec.function,
+        "forms": list(spec.forms),
+        "complexity": spec.complexity,
+        "source": spec.source,
+        "tolerances": dict(spec.tolerances),
+        "kernels": kernels,
+    }
+
+
+def _limits(kernel: KernelSpec) -> str:
+    """Return a kernel's limits in a line."""
+    parts = [f"priority {kernel.priority}", kernel.form]
+    parts.append(", ".join(kernel.devices) or "any device")
+    parts.append(", ".join(kernel.dtypes) or "any float")
+    if kernel.wins_from:
+        parts.append(f"chosen from length {kernel.wins_from}")
+    return "; ".join(parts)
+
+
+def _options(spec: OperatorSpec, texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``name=value`` texts by the types of the operator's description."""
+    hints = typing.get_type_hints(spec.describe)
+    known = [p.name for p in inspect.signature(spec.describe).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if name not in known:
+            raise UnknownNameError(f"option of {spec.name}", name, known)
+        if bool in (hint := typing.get_args(hints[name]) or (hints[name],)):
+            if value not in ("true", "false"):
+                raise ConfigError(f'Option "{text}": expected {name}=true or {name}=false.')
+            options[name] = value == "true"
+        elif int in hint:
+            if not equals or not value.isdecimal():
+                raise ConfigError(f'Option "{text}": expected {name}=NUMBER, a whole one.')
+            options[name] = int(value)
+        else:
+            options[name] = value
+    return options
+
+
+def _reasons(refused: Mapping[str, list[str]]) -> list[str]:
+    """Return the distinct reasons, in the order they came."""
+    return list(dict.fromkeys(reason for reasons in refused.values() for reason in reasons))
