@@ -70,11 +70,18 @@ class FoldableBatchNorm(ReducedBatchNorm):
         Returns:
             Two tensors of shape (dim,), from the moments over all processes.
         """
-        total = count
+        correction: Tensor | float
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            mean, var, total = _MergeProcesses.apply(mean, var, count)
+            mean, var, total = _merge(mean, var, count)
+            # Where no process has an element, the running statistics stand in, as they do in `forward`.
+            mean, var = torch.where(total > 0, mean, self.running_mean), torch.where(total > 0, var, self.running_var)
+            correction = torch.where(total > 1, total / (total - 1), 1.0)
+        elif count == 0:
+            return self.scale_shift()
+        else:
+            correction = count / max(count - 1, 1)
         with torch.no_grad():
-            kept = var * (total / max(total - 1, 1)) if self.unbiased else var
+            kept = var * correction if self.unbiased else var
             self.running_mean += (mean - self.running_mean) * self.momentum
             self.running_var += (kept - self.running_var) * self.momentum
         scale = torch.rsqrt(var + self.eps)
@@ -88,18 +95,18 @@ class _MergeProcesses(torch.autograd.Function):
     """Merge mean and variance over processes (Chan, Golub & LeVeque 1983, eq. 2.1)."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
-        """Mean and var (C,) of ``count`` own elements."""
-        packed = torch.cat([mean.new_tensor([float(count)]), mean, var])
+    def forward(ctx: Any, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and var (C,) of ``count`` own elements; 0 and 0 where it has none."""
+        packed = torch.cat([mean.new_full((1,), count), mean, var])
         gathered = packed.new_empty(dist.get_world_size(), packed.numel())
         dist.all_gather(list(gathered.unbind(0)), packed)
         counts, means, variances = gathered.split([1, len(mean), len(var)], dim=1)
-        share = counts / counts.sum()
+        total = counts.sum()
+        share = counts / total.clamp(min=1)
         total_mean = (share * means).sum(0)
         total_var = (share * (variances + (means - total_mean).square())).sum(0)
-        ctx.share = share[dist.get_rank()]
-        ctx.save_for_backward(mean - total_mean)
-        total = round(counts.sum().item())
+        ctx.save_for_backward(share[dist.get_rank()], mean - total_mean)
+        ctx.mark_non_differentiable(total)
         return total_mean, total_var, total
 
     @staticmethod
@@ -108,8 +115,12 @@ class _MergeProcesses(torch.autograd.Function):
         """The own moments reach the loss of every process."""
         both = torch.stack(grads[:2])
         dist.all_reduce(both)
-        (away,) = ctx.saved_tensors
-        return ctx.share * (both[0] + 2 * away * both[1]), ctx.share * both[1], None
+        share, away = ctx.saved_tensors
+        return share * (both[0] + 2 * away * both[1]), share * both[1], None
+
+
+# Collectives inside an autograd.Function are beyond torch.compile; everything around it is still compiled.
+_merge = torch.compiler.disable(_MergeProcesses.apply)
 
 
 class Dense(nn.Module):
@@ -227,6 +238,10 @@ def joint_moments(x: Tensor | None, place: Place) -> Moments:
     with torch.autocast(place.nodes.device.type, enabled=False):
         nodes, steps = place.nodes.to(dtype), place.steps.to(dtype).flatten(0, 1)
         count = len(nodes) * len(steps)
+        if count == 0:
+            # The share of a process that has no sample of a batch: it counts for nothing, but NaN would spread.
+            channels = nodes.shape[1] + (0 if x is None else x.shape[-1])
+            return Moments(nodes.new_zeros(channels), nodes.new_zeros(channels, channels), 0)
         means = [nodes.mean(0) + steps.mean(0)]
         if x is not None:
             x_nodes, x_steps, x_cov = _FieldMoments.apply(x.to(dtype))
@@ -241,7 +256,7 @@ def joint_moments(x: Tensor | None, place: Place) -> Moments:
             inner = torch.zeros_like(cov)
             inner[: x.shape[-1], : x.shape[-1]] = 1
             cov = torch.where(inner > 0, F.pad(x_cov, (0, cov.shape[1] - x.shape[-1]) * 2), cov)
-    return Moments(torch.cat(means), cov, count)
+    return Moments(torch.cat(means), cov, nodes.shape[0] * steps.shape[0])
 
 
 class _FieldMoments(torch.autograd.Function):
@@ -252,14 +267,14 @@ class _FieldMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """X (B, S, N, C) to (N, C), (B, S, C) and (C, C)."""
-        nodes, steps = x.mean((0, 1)), x.mean(2)
+        nodes, steps = x.sum((0, 1)) / max(1, x.shape[0] * x.shape[1]), x.mean(2)
         mean, rows = nodes.mean(0), x.flatten(0, 2)
         cov = x.new_zeros(x.shape[-1], x.shape[-1])
-        for part in rows.split(_FieldMoments.ROWS if x.device.type == "cpu" else len(rows)):
+        for part in rows.split(_FieldMoments.ROWS if x.device.type == "cpu" else max(1, rows.shape[0])):
             centred = part - mean
             cov.addmm_(centred.t(), centred)
         ctx.save_for_backward(x, mean)
-        return nodes, steps, cov.div_(len(rows))
+        return nodes, steps, cov.div_(max(1, rows.shape[0]))
 
     @staticmethod
     @once_differentiable
@@ -267,9 +282,10 @@ class _FieldMoments(torch.autograd.Function):
         """The covariance needs no term for the mean, of which the centred values have none."""
         x, mean = ctx.saved_tensors
         d_nodes, d_steps, d_cov = grads
-        spread = (d_cov + d_cov.t()) / (x.numel() // x.shape[-1])
         batch, steps, nodes, _ = x.shape
-        dx = (d_nodes / (batch * steps) - mean @ spread) + (d_steps / nodes).unsqueeze(2)
+        rows = max(1, batch * steps)
+        spread = (d_cov + d_cov.t()) / (rows * nodes)
+        dx = (d_nodes / rows - mean @ spread) + (d_steps / nodes).unsqueeze(2)
         return dx.flatten(0, 2).addmm_(x.flatten(0, 2), spread).view(x.shape)
 
 
