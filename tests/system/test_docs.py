@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import inspect
 import re
 from pathlib import Path
@@ -80,3 +81,12 @@ def test_each_distribution_is_named_in_the_readme() -> None:
     for distribution in distributions():
         assert f"`{distribution.name}`" in readme
         assert f"({distribution.folder.relative_to(ROOT)}/README.md)" in readme
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in page.read_text(encoding="utf-8")], ids=name)
+def test_examples_run(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    examples = doctest.DocTestParser().get_doctest(text, {}, name(page), str(page), 0)
+    result = doctest.DocTestRunner().run(examples)
+    assert result.attempted > 0
+    assert result.failed == 0

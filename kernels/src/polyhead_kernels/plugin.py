@@ -16,7 +16,7 @@ KERNELS: tuple[str, ...] = ()
 @hookimpl
 def polyhead_plugin() -> Plugin:
     """Return the manifest, so that `polyhead plugins` lists this distribution."""
-    return Plugin(name="kernels", summary=f"Triton kernels for Polyhead's operators: {len(KERNELS)}")
+    return Plugin(name="kernels", summary=f"Triton kernels for Polyhead's operators: {len(KERNELS) or 'none yet'}")
 
 
 @hookimpl
