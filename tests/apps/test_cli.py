@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from polyhead import plugins
+
 MAIN = ("-c", "from polyhead_apps.cli import main; main()")
 
 
@@ -70,38 +72,92 @@ def test_quick_commands_need_no_torch(fresh: Callable[..., Any], arguments: list
     assert "heavy" not in result.stdout
 
 
-def test_doctor_says_what_there_is(fresh: Callable[..., Any], tmp_path: Path) -> None:
-    result = fresh(*MAIN, "doctor", "--json", POLYHEAD_PLUGINS="fake")
-    assert result.returncode == 0, result.stderr
-    document = json.loads(result.stdout)
+@pytest.fixture
+def umbrella(
+    fake_plugin: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command `polyhead` in this process, which has imported torch already."""
+    from polyhead_apps import cli
+    from polyhead_apps.shell import guard
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = guard("polyhead", lambda: cli.cli, arguments)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_doctor_says_what_there_is(
+    umbrella: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYHEAD_SHARED", "here")
+    code, out, err = umbrella("doctor", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
     assert {"python", "polyhead", "torch", "accelerate"} <= set(document["versions"])
     assert document["machine"]["devices"].startswith("cpu")
     assert document["machine"]["free disk"].endswith(f"GiB in {tmp_path}")
-    assert document["environment"] == {"POLYHEAD_PLUGINS": "fake"}
-    assert document["plugins"] == ["fake (polyhead-fake)"]
+    assert document["environment"] == {"POLYHEAD_SHARED": "here"}
+    assert "fake (this process)" in document["plugins"]
+    assert document["kernels"]["softmax_attention"].endswith("torch, reference")
     assert document["failures"] == []
-    text = fresh(*MAIN, "doctor", POLYHEAD_PLUGINS="fake")
-    assert text.returncode == 0, text.stderr
-    for word in ("versions", "threads of torch", "free disk", "fake (polyhead-fake)", "kernels"):
-        assert word in text.stdout
+    text = umbrella("doctor")[1]
+    for word in ("versions", "threads", "free disk", "fake (this process)", "softmax_attention"):
+        assert word in text
 
 
-def test_doctor_fails_where_a_plugin_does(fresh: Callable[..., Any]) -> None:
-    result = fresh(*MAIN, "doctor", POLYHEAD_PLUGINS="fakee")
-    assert result.returncode == 1
-    assert 'Plugin "fakee" (not installed) failed to load' in result.stdout
+def test_doctor_fails_where_a_plugin_does(umbrella: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYHEAD_PLUGINS", "fakee")
+    plugins.reload()
+    code, out, _ = umbrella("doctor")
+    assert code == 1
+    assert 'Plugin "fakee" (not installed) failed to load' in out
+
+
+def test_kernels_are_listed_explained_and_verified(
+    umbrella: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [each["name"] for each in json.loads(umbrella("kernels", "list", "--json")[1])["operators"]] == [
+        "softmax_attention"
+    ]
+    call = ("softmax_attention", "--shape", "2,8,128,64")
+    code, out, _ = umbrella("kernels", "explain", *call, "--set", "causal=true")
+    assert code == 0
+    assert "chosen: torch" in out
+    code, out, err = umbrella("kernels", "explain", "softmax", "--shape", "2,8,128,64")
+    assert (code, out) == (1, "")
+    assert err.startswith('polyhead: No operator "softmax".')
+    verify = ("kernels", "verify", "--op", "softmax_attention", "--kernel", "reference", "--dtype", "float32")
+    code, out, err = umbrella(*verify)
+    assert (code, err) == (0, "")
+    assert "no failures" in out
+    monkeypatch.setenv("POLYHEAD_KERNEL", "reference")
+    assert json.loads(umbrella("kernels", "explain", *call, "--json")[1])["chosen"] == "reference"
+
+
+def test_kernels_that_fail_are_exit_code_1(umbrella: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyhead.ops import commands
+
+    monkeypatch.setattr(commands, "verify_kernels", lambda *_: commands.Said({}, "1 failure", passed=False))
+    assert umbrella("kernels", "verify") == (1, "1 failure\n", "")
+
+
+def test_plugins_are_checked_by_the_kit(umbrella: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyhead import testing
+
+    monkeypatch.setattr(testing, "check_plugin", lambda name: [f"{name} has a summary"], raising=False)
+    assert umbrella("check-plugin", "fake") == (0, "fake has a summary\n", "")
+    monkeypatch.undo()
+    code, out, err = umbrella("check-plugin", "fak")
+    assert (code, out) == (1, "")
+    assert err.startswith('polyhead: No plugin "fak". Did you mean "fake"?')
 
 
 def test_wrong_usage_is_one_line(fresh: Callable[..., Any]) -> None:
     result = fresh(*MAIN, "doctr")
     assert result.returncode == 2
     assert result.stderr == "polyhead: No such command 'doctr'. Did you mean 'doctor'?  See: polyhead --help\n"
-
-
-def test_unknown_plugins_cannot_be_checked(fresh: Callable[..., Any]) -> None:
-    result = fresh(*MAIN, "check-plugin", "fak", POLYHEAD_PLUGINS="fake")
-    assert result.returncode == 1
-    assert result.stderr.startswith('polyhead: No plugin "fak". Did you mean "fake"?')
 
 
 def test_registered_apps_run_as_a_module(fresh: Callable[..., Any]) -> None:

@@ -269,6 +269,20 @@ def test_given_lies_over_the_base() -> None:
     assert given.settings(Settings, {"data.text": "y", "data.whole": 3}).data == Data(text="z", whole=3, many=(3,))
 
 
+def test_given_can_be_typed_again() -> None:
+    flags = {
+        "data.text": ("--text", "a b"),
+        "data.yes": ("--yes", False),
+        "data.many": ("--many", ["3", "4"]),
+        "train.epochs": ("--steps", None),
+    }
+    given = Given(Path("my.yaml"), ("data.whole=3",), flags)
+    assert given.arguments() == [
+        *("--config", "my.yaml", "--text", "a b", "--no-yes", "--many", "3,4"),
+        *("--set", "data.whole=3"),
+    ]
+
+
 def test_debug_is_added_once() -> None:
     def plain(x: int = 0) -> int:
         """Plain."""

@@ -272,7 +272,7 @@ def test_data_check_says_what_was_found(line_fit: Callable[..., Any], points: Pa
     assert ["range.high", "1,234.5"] in lines
     assert ["samples.train", "16"] in lines
     assert ["provenance", "Points of points.csv."] in lines
-    assert said.err == f"{points} can be used. Next: line-fit fit --data {points}\n"
+    assert said.err == f"{points} can be used. Next: line-fit fit --data {points} --scale 2.0\n"
 
 
 def test_data_check_as_json_is_one_document(line_fit: Callable[..., Any]) -> None:

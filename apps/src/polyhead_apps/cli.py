@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -16,6 +16,9 @@ from polyhead import plugins
 from polyhead_apps.console import Console
 from polyhead_apps.runs import versions
 from polyhead_apps.shell import guard, version_option, with_debug
+
+if TYPE_CHECKING:
+    from polyhead.ops.commands import Said
 
 __all__ = ["main"]
 
@@ -26,6 +29,13 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+kernels = typer.Typer(
+    help="Look at operators and their kernels.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+cli.add_typer(kernels, name="kernels")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 
@@ -87,6 +97,57 @@ def check_plugin(
         typer.echo(str(line))
 
 
+@kernels.command("list")
+@with_debug
+def list_kernels(
+    op: Annotated[str | None, typer.Option("--op", metavar="OP", help="One operator; all if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List operators, their forms and kernels, the highest priority first."""
+    from polyhead.ops import commands
+
+    _say(commands.list_kernels(op), as_json)
+
+
+@kernels.command("explain")
+@with_debug
+def explain(
+    operator: Annotated[str, typer.Argument(metavar="OP", help="The operator.")],
+    shape: Annotated[str, typer.Option("--shape", help="Of its first tensor, such as 2,8,128,64.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="Such as bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option("--device", help="Such as cuda; it need not be here.")] = "cpu",
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="What else is true of it: causal=true.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which kernel serves a call, why the others do not, and what the call costs."""
+    from polyhead.ops import commands
+
+    _say(commands.explain_call(operator, commands.parse_shape(shape), dtype, device, sets or ()), as_json)
+
+
+@kernels.command("verify")
+@with_debug
+def verify(
+    op: Annotated[str | None, typer.Option("--op", metavar="OP", help="One operator; all if not given.")] = None,
+    kernel: Annotated[str | None, typer.Option("--kernel", help="One kernel; all if not given.")] = None,
+    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="One dtype; may be repeated.")] = None,
+    device: Annotated[str, typer.Option("--device", help="Where to run.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Hold kernels against their operators' definitions in float64; exit code 1 if one fails."""
+    from polyhead.ops import commands
+
+    _say(commands.verify_kernels(op, kernel, dtypes or (), device), as_json)
+
+
+def _say(said: Said, as_json: bool) -> None:
+    typer.echo(json.dumps(said.data, indent=2) if as_json else said.text)
+    if not said.passed:
+        raise typer.Exit(1)
+
+
 def _plugin(name: str) -> dict[str, Any]:
     plugin, origin = plugins.find_plugin(name), plugins.manager().origin(name)
     names = {kind: [spec.name for spec in getattr(plugin, kind)] for kind in ("apps", "models", "datasets", "tasks")}
@@ -117,7 +178,7 @@ def _doctor() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "CPUs": os.cpu_count(),
-        "threads of torch": torch.get_num_threads(),
+        "threads": torch.get_num_threads(),
         "devices": ", ".join(["cpu", *devices]),
         "free disk": f"{free / 2**30:.1f} GiB in {os.getcwd()}",
     }
@@ -126,7 +187,10 @@ def _doctor() -> dict[str, Any]:
         "versions": versions(),
         "machine": machine,
         "environment": environment,
-        "plugins": [f"{p.name} ({plugins.manager().origin(p.name).distribution})" for p in plugins.plugins()],
+        "plugins": [
+            f"{plugin.name} ({plugins.manager().origin(plugin.name).distribution or 'this process'})"
+            for plugin in plugins.plugins()
+        ],
         "kernels": _kernels(),
         "failures": [str(failure) for failure in plugins.failures()],
     }

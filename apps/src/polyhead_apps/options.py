@@ -42,6 +42,18 @@ class Given:
     command: str = ""
     """The whole command, as typed."""
 
+    def arguments(self) -> list[str]:
+        """Return the settings as command-line arguments, for a command that is proposed."""
+        found = ["--config", str(self.file)] if self.file else []
+        for option, value in self.flags.values():
+            if isinstance(value, bool):
+                found.append(option if value else f"--no-{option[2:]}")
+            elif value is not None:
+                found += [option, ",".join(value) if isinstance(value, list) else str(value)]
+        for text in self.sets:
+            found += ["--set", text]
+        return found
+
     def settings(self, cls: type[Settings], base: Mapping[str, Any] | None = None, base_name: str = "") -> Settings:
         """Return validated settings; see `polyhead_apps.config.load_settings` for the order and the errors."""
         known = {key: pair for key, pair in self.flags.items() if _has(cls, key)}

@@ -42,7 +42,7 @@ def check(
         width = max(len(key) for key, _ in rows)
         for key, value in rows:
             console.result(f"{key:<{width}}  {value}")
-    console.line(f"{data} can be used. Next: {command_line(app.name, ['fit', '--data', data])}")
+    console.line(f"{data} can be used. Next: {command_line(app.name, ['fit', '--data', data, *given.arguments()])}")
 
 
 def _size(source: Any) -> int | None:
