@@ -105,14 +105,22 @@ class SensorData:
         timestamps: NDArray[np.datetime64],
         *,
         zero_is_missing: bool = False,
+        copy: bool = True,
         **fields: Any,
     ) -> SensorData:
-        """Make the container from readings (T, N) in which NaN is missing (and 0 too, if ``zero_is_missing``)."""
-        mask = np.isfinite(readings)
+        """Make the container from readings (T, N) in which NaN is missing (and 0 too, if ``zero_is_missing``).
+
+        With ``copy=False`` and float32 readings the array is taken and written to.
+        """
+        values = readings.astype(np.float32, copy=copy)
+        mask = np.isfinite(values)
         if zero_is_missing:
-            mask &= readings != 0
+            mask &= values != 0
+        for first in range(0, len(values), 4096):  # a memory map is not read at once
+            part = values[first : first + 4096]
+            part[~mask[first : first + 4096]] = 0
         return cls(
-            values=np.where(mask, readings, 0).astype(np.float32),
+            values=values,
             mask=mask,
             timestamps=timestamps.astype("datetime64[s]"),
             zero_is_missing=zero_is_missing,

@@ -33,11 +33,12 @@ def parse_step(text: str) -> int:
 class SensorSettings(Section):
     """How a folder of sensor readings is read and cut into windows."""
 
-    of_files: ClassVar[tuple[str, ...]] = ("format", "start", "timezone", "graph", "coordinates")
+    of_files: ClassVar[tuple[str, ...]] = ("format", "start", "timezone", "graph", "coordinates", "axes")
 
-    format: Annotated[Literal["auto", "tgcn", "wide"], Field(description="on-disk layout; auto looks at the files")] = (
-        "auto"
-    )
+    format: Annotated[
+        Literal["auto", "h5", "npz", "basicts", "tgcn", "mat", "long", "wide"],
+        Field(description="on-disk layout; auto looks at the files"),
+    ] = "auto"
     start: Annotated[str, Field(description="time of the first row where the file has none, e.g. 2012-03-01")] = ""
     step: Annotated[str, Field(description="time between rows where the file has none, e.g. 5min")] = ""
     timezone: Annotated[
@@ -79,6 +80,12 @@ class SensorSettings(Section):
     unsorted: Annotated[Literal["refuse", "sort"], Field(description="rows out of order: refused, or sorted")] = (
         "refuse"
     )
+    channel: Annotated[
+        int, Field(ge=0, description="which value of a reading that has several; PEMS: 0 flow, 1 occupancy, 2 speed")
+    ] = 0
+    axes: Annotated[
+        Literal["sensor-day-slot", "origin-destination-time"], Field(description="what the axes of a .mat tensor are")
+    ] = "sensor-day-slot"
     unit: Annotated[str, Field(description="unit of the readings, e.g. mph, km/h, veh/h")] = ""
     history: Annotated[int, Field(gt=0, le=4096, description="past steps a forecast looks at")] = 12
     horizon: Annotated[int, Field(gt=0, le=4096, description="steps it looks ahead")] = 12

@@ -15,7 +15,12 @@ from polyhead_traffic.settings import SensorSettings
 __all__ = ["FORMATS", "open_embedded", "open_folder"]
 
 FORMATS: Mapping[str, str] = {
+    "h5": "pandas HDF5 (METR-LA, PEMS-BAY, LargeST)",
+    "npz": "NPZ with an array data (PEMS03/04/07/08, STAEformer, LargeST)",
+    "basicts": "{train,val,test}_data.npy with meta.json, or data.dat with desc.json",
     "tgcn": "NAME_speed.csv without times, with NAME_adj.csv",
+    "mat": "MATLAB tensor (transdim)",
+    "long": "CSV timestamp,sensor_id,value",
     "wide": "CSV or Parquet, a column of times and one column a sensor",
 }
 """Names and contents, in the order they are looked for; each is a module here with ``candidates`` and ``read``."""

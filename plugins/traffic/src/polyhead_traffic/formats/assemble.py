@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from polyhead.errors import DataError
 from polyhead_traffic.data import SensorData
-from polyhead_traffic.formats.graph import read_coordinates, read_embedding, read_graph
+from polyhead_traffic.formats.graph import read_coordinates, read_embedding, read_graph, refuse_pickle
+from polyhead_traffic.formats.known import recognise
 from polyhead_traffic.formats.table import Table, first_cells, lines
 from polyhead_traffic.formats.timeline import lay_out
 from polyhead_traffic.settings import SensorSettings
@@ -22,27 +22,6 @@ __all__ = ["assemble", "graph_candidates", "is_companion", "visible_files"]
 SPEED_UNITS = frozenset({"mph", "mi/h", "km/h", "kmh", "kph", "m/s"})
 PLACES = re.compile(r"(location|coordinate|places)", re.IGNORECASE)
 GRAPHS = re.compile(r"(^|[_\W])(adj|adjacency|edges?|links?|graph|distances?)([_\W\d]|$)", re.IGNORECASE)
-
-
-class Known(NamedTuple):
-    """A public file, recognised by its digest."""
-
-    name: str
-    unit: str
-    origin: str
-    licence: str
-
-
-KNOWN = {
-    "7b732d86ae32b2930595becba28aff39dacbfb2197e250fc0332e1744ce2cbf4": Known(
-        "METR-LA week",
-        "mph",
-        "Speeds of 207 loop detectors on Los Angeles highways, 2012-03-01 to 2012-03-07 (METR-LA, Jagadish et al. "
-        "2014), "
-        "missing readings imputed by the authors of T-GCN.",
-        "none stated (github.com/lehaifeng/T-GCN); MIT in T-GCN-PyTorch",
-    ),
-}
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -60,7 +39,7 @@ def is_companion(file: Path) -> bool:
         header = {cell.lower() for cell in first_cells(file, rows=1)[0]}
     except DataError:
         return False  # let the reader say what is wrong with it
-    return {"from", "to"} <= header or {"latitude", "longitude"} <= header or {"lat", "lon"} <= header
+    return {"from", "to"} <= header or _has_places(header)
 
 
 def graph_candidates(files: Sequence[Path]) -> list[Path]:
@@ -71,7 +50,13 @@ def graph_candidates(files: Sequence[Path]) -> list[Path]:
 
 
 def assemble(
-    table: Table, path: Path, settings: SensorSettings, *, layout: str, graph: Path | None = None
+    table: Table,
+    path: Path,
+    settings: SensorSettings,
+    *,
+    layout: str,
+    graph: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> SensorData:
     """Make the container from a table of readings and what lies beside it.
 
@@ -81,27 +66,27 @@ def assemble(
         settings: how to read.
         layout: name of the format, for the provenance.
         graph: the graph that belongs to the readings by its name, if there is one.
+        notes: what the reader chose.
 
     Raises:
         DataError: names file, row or key and the mend.
     """
     files = [file for file in visible_files(path.parent) if file != path]
     timeline = lay_out(table, path.name, settings)
-    with path.open("rb") as file:
-        known = KNOWN.get(hashlib.file_digest(file, "sha256").hexdigest())
+    known = recognise(path, len(table.ids))
     unit = settings.unit or (known.unit if known else "")
     speeds = unit.lower() in SPEED_UNITS or "speed" in path.stem.lower()
-    read, notes = [path], list(timeline.notes)
+    read, said = [path], [*notes, *timeline.notes]
     fields: dict[str, Any] = {}
-    found = _choose(settings.graph, "graph", path.parent, [graph] if graph else [], graph_candidates(files), notes)
+    found = _choose(settings.graph, "graph", path.parent, [graph] if graph else [], graph_candidates(files), said)
     if found is not None:
-        fields["graph"], said = read_graph(found, table.ids, settings)
+        fields["graph"], how = read_graph(found, table.ids, settings)
         read.append(found)
-        notes += said
-        if _words(found) == 3:
+        said += how
+        if found.suffix.lower() == ".txt":
             _check_order(files, table.ids, found.name)
     places = [file for file in files if file.suffix.lower() in (".csv", ".tsv") and _is_places(file)]
-    found = _choose(settings.coordinates, "coordinates", path.parent, [], places, notes)
+    found = _choose(settings.coordinates, "coordinates", path.parent, [], places, said)
     if found is not None:
         fields["coordinates"] = read_coordinates(found, table.ids, settings)
         read.append(found)
@@ -111,10 +96,11 @@ def assemble(
         fields["embedding"] = read_embedding(embeddings[0], len(table.ids))
         read.append(embeddings[0])
     elif embeddings:
-        notes.append(f"{len(embeddings)} embedding files and none was taken: {_names(embeddings)}.")
+        said.append(f"{len(embeddings)} embedding files and none was taken: {_names(embeddings)}.")
     data = SensorData.from_readings(
         timeline.readings,
         timeline.timestamps,
+        copy=False,
         zero_is_missing=settings.missing == "zero" or (settings.missing == "auto" and speeds),
         step_s=timeline.step_s,
         ids=table.ids,
@@ -128,7 +114,7 @@ def assemble(
         protocol=settings.protocol,
         fill=settings.fill,
         files=tuple(file.name for file in read),
-        notes=tuple(notes),
+        notes=tuple(said),
         **fields,
     )
     silent = [data.ids[column] for column in np.flatnonzero(~data.mask.any(axis=0))]
@@ -153,6 +139,9 @@ def _choose(
             raise DataError(f"--{what} {setting}: no such file, here or in {folder.name}. Give its path, or none.")
         return path
     found = list(dict.fromkeys([*own, *others]))
+    if not found and what == "graph":
+        for pickle in folder.glob("adj*.pkl"):
+            refuse_pickle(pickle)
     if len(found) > 1:
         notes.append(f"Took {found[0].name} for the {what}; also there: {_names(found[1:])} (--{what} FILE).")
     return found[0] if found else None
@@ -169,7 +158,11 @@ def _is_places(file: Path) -> bool:
         header = {cell.lower() for cell in first_cells(file, rows=1)[0]}
     except DataError:
         return False
-    return {"latitude", "longitude"} <= header or {"lat", "lon"} <= header
+    return _has_places(header)
+
+
+def _has_places(header: set[str]) -> bool:
+    return any(names <= header for names in ({"latitude", "longitude"}, {"lat", "lon"}, {"lat", "lng"}))
 
 
 def _words(file: Path) -> int:
@@ -190,6 +183,5 @@ def _check_order(files: Sequence[Path], ids: Sequence[str], user: str) -> None:
         at = next((i for i, (a, b) in enumerate(zip(listed, ids, strict=False)) if a != b), min(len(listed), len(ids)))
         raise DataError(
             f"{listing.name} and the readings differ from sensor {at} on, and {user} names sensors by number. Put the "
-            "columns "
-            f"of the readings in the order of {listing.name}, or do without {user}."
+            f"columns of the readings in the order of {listing.name}, or do without {user}."
         )

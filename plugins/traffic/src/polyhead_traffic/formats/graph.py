@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from polyhead.errors import DataError
 from polyhead_traffic.data import SensorGraph
+from polyhead_traffic.formats.arrays import open_npy
 from polyhead_traffic.formats.table import Faults, find_mark, first_cells, lines, split_line
 from polyhead_traffic.settings import SensorSettings
 
-__all__ = ["kernel_weights", "read_coordinates", "read_embedding", "read_graph"]
+__all__ = ["kernel_weights", "read_coordinates", "read_embedding", "read_graph", "refuse_pickle"]
 
 DISTANCES = frozenset({"cost", "dist", "distance", "length", "metres", "meters"})
 WEIGHTS = frozenset({"w", "weight", "similarity"})
@@ -57,6 +58,10 @@ def read_graph(path: Path, ids: Sequence[str], settings: SensorSettings) -> tupl
         DataError: names file, row and mend: unknown or left-out sensors, a negative, NaN or infinite entry, a matrix
             that is not square or of another size.
     """
+    if path.suffix.lower() in (".pkl", ".pickle"):
+        refuse_pickle(path)
+    if path.suffix.lower() == ".npy":
+        return _keep(path, *_read_dense(path, len(ids)), settings), (f"Graph from {path.name}: matrix of weights.",)
     head = first_cells(path)
     if len(head[0]) == 1 and len(head[0][0].split()) == 3:
         edges, weights = _read_triples(path, len(ids))
@@ -66,14 +71,57 @@ def read_graph(path: Path, ids: Sequence[str], settings: SensorSettings) -> tupl
     else:
         edges, weights = _read_matrix(path, ids)
         notes = [f"Graph from {path.name}: matrix of weights."]
+    return _keep(path, edges, weights, settings), tuple(notes)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse DCRNN's ``adj_mx.pkl`` and its like, and say what to give instead.
+
+    Raises:
+        DataError: always.
+    """
+    distances = "distances_bay_2017.csv" if "bay" in path.name.lower() else "distances_la_2012.csv"
+    raise DataError(
+        f"{path.name} is a pickle, which could run any code when opened, and is refused. Give the distances it was "
+        f"made from, {distances} of github.com/liyaguang/DCRNN (data/sensor_graph): --graph {distances}; or --graph "
+        "none."
+    )
+
+
+def _keep(path: Path, edges: NDArray[np.int64], weights: NDArray[np.float64], settings: SensorSettings) -> SensorGraph:
     kept = weights > 0
     if not (edges[0][kept] != edges[1][kept]).any():
         raise DataError(
             f"{path.name} connects no two sensors (smallest weight kept: {settings.threshold:g}). Check its units, "
-            "lower "
-            "--threshold, raise --sigma, or do without: --graph none."
+            "lower --threshold, raise --sigma, or do without: --graph none."
         )
-    return SensorGraph(edges[:, kept], weights[kept]), tuple(notes)
+    return SensorGraph(edges[:, kept], weights[kept])
+
+
+def _read_dense(path: Path, nodes: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Read a square matrix from a ``.npy`` file, row by row."""
+    edges, weights = [], []
+    array = open_npy(path)
+    with array.stream:
+        if array.shape != (nodes, nodes):
+            raise DataError(
+                f"{path.name} has shape {array.shape}, but the readings have {nodes} sensors. Give the square matrix "
+                "of these sensors, or --graph none."
+            )
+        first = 0
+        for block in array.blocks():
+            wrong = ~(np.isfinite(block) & (block >= 0))
+            if wrong.any():
+                row, column = np.argwhere(wrong)[0]
+                raise DataError(
+                    f"{path.name}, row {first + row + 1}, column {column + 1}: weight {block[row, column]} is negative "
+                    "or not finite. Weights are 0 or more."
+                )
+            row, column = np.nonzero(block)
+            edges.append(np.stack([row + first, column]))
+            weights.append(block[row, column].astype(np.float64))
+            first += len(block)
+    return np.concatenate(edges, axis=1).astype(np.int64), np.concatenate(weights)
 
 
 def _is_edge_header(cells: Sequence[str]) -> bool:
@@ -118,8 +166,7 @@ def _read_edges(
         if kind is None:
             raise DataError(
                 f"{path.name}, row 1: columns {', '.join(names)}: none is a distance or a weight. Name the third "
-                "column "
-                "distance, cost or weight."
+                "column distance, cost or weight."
             )
         take = [lower.index("from"), lower.index("to"), lower.index(kind)]
         distances = kind in DISTANCES
@@ -192,15 +239,13 @@ def _refuse_ids(file: str, unknown: dict[str, int], left_out: Sequence[str]) -> 
         names = ", ".join(f'"{name}" (row {row})' for name, row in list(unknown.items())[:NAMED])
         raise DataError(
             f"{file} names {len(unknown):,} sensors that the readings do not have: {names}{_more(unknown)}. Remove "
-            "them, or "
-            "leave them out with --graph-ids common."
+            "them, or leave them out with --graph-ids common."
         )
     if left_out:
         names = ", ".join(f'"{name}"' for name in left_out[:NAMED])
         raise DataError(
             f"{file} has no edge of {len(left_out):,} sensors of the readings: {names}{_more(left_out)}. Add them, or "
-            "keep "
-            "them without edges with --graph-ids common."
+            "keep them without edges with --graph-ids common."
         )
 
 
@@ -234,8 +279,7 @@ def _read_matrix(path: Path, ids: Sequence[str]) -> tuple[NDArray[np.int64], NDA
         if len(values) != nodes:
             raise DataError(
                 f"{path.name}, row {number}: {len(values)} columns, but the readings have {nodes} sensors. Give the "
-                "square "
-                "matrix of these sensors, or --graph none."
+                "square matrix of these sensors, or --graph none."
             )
         if count == nodes:
             raise DataError(
@@ -318,8 +362,7 @@ def read_coordinates(path: Path, ids: Sequence[str], settings: SensorSettings) -
         names = ", ".join(f'"{name}"' for name in lost[:NAMED])
         raise DataError(
             f"{path.name} has no row for {len(lost):,} sensors of the readings: {names}{_more(lost)}. Add them, or do "
-            "without: "
-            "--coordinates none."
+            "without: --coordinates none."
         )
     return found
 
@@ -355,8 +398,7 @@ def read_embedding(path: Path, nodes: int) -> NDArray[np.float32]:
     if count != nodes or not 0 < width <= 4096:
         raise DataError(
             f"{path.name}, row 1: {count} sensors of {width} values, but the readings have {nodes} sensors. Give the "
-            "embedding "
-            "of these sensors, or --set task.embedding=node2vec."
+            "embedding of these sensors, or --set task.embedding=node2vec."
         )
     embedding = np.full((nodes, width), np.nan, np.float32)
     faults = Faults(path.name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import tempfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +20,30 @@ __all__ = [
     "MAX_VALUES",
     "Faults",
     "Table",
+    "Times",
     "check_ids",
     "find_mark",
     "first_cells",
     "lines",
     "parse_time",
     "read_table",
+    "scratch",
     "split_line",
 ]
 
 MAX_SENSORS = 20_000
 """Widest table that is read; the largest public network (LargeST) has 8,600 sensors."""
-MAX_VALUES = 1 << 29
-"""Most readings that are held in memory: 2 GiB of float32."""
+MAX_VALUES = 1 << 30
+"""Most readings that are read: 4 GiB of float32. A year of LargeST at 5 minutes has 0.9 thousand million."""
+IN_MEMORY = 1 << 26
+"""From this many readings on (256 MiB) they lie in a temporary file instead of memory, where their number is known."""
 MAX_LINE = 1 << 21
 """Longest line in characters: 20,000 numbers of a hundred characters each."""
 SHOWN = 10
 BLOCK_ROWS = 1024
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 TIME_NAMES = frozenset({"", "date", "datetime", "date_time", "time", "timestamp", "ts"})
+EPOCH = datetime(1970, 1, 1)
 MISSING = frozenset({"", "nan"})
 
 
@@ -81,6 +88,23 @@ class Table:
     """(T,): seconds to add for local wall time; None where the file has no offsets."""
 
 
+def scratch(name: str, rows: int, sensors: int) -> NDArray[np.float32]:
+    """Return an array (rows, sensors) to be filled; a large one lies in a temporary file that nobody sees.
+
+    Raises:
+        DataError: it would hold more than ``MAX_VALUES`` numbers.
+    """
+    if rows * sensors > MAX_VALUES:
+        raise DataError(
+            f"{name} has {rows:,} rows of {sensors:,} sensors, more than {MAX_VALUES:,} readings. Give fewer of them."
+        )
+    if rows * sensors < IN_MEMORY:
+        return np.empty((rows, sensors), np.float32)
+    with tempfile.TemporaryFile() as file:
+        # The mapping keeps the space on the disk until the last reference to it is gone.
+        return np.memmap(file, np.float32, "w+", shape=(rows, sensors))
+
+
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (line number, line) of a text file without blank lines, never holding more than one line.
 
@@ -97,8 +121,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     columns = max(line.count(mark) for mark in ",;\t ") + 1
                     raise DataError(
                         f"{path.name}, row {number}: a line of more than {MAX_LINE:,} characters and {columns:,} "
-                        "columns. "
-                        f"Write one row a time step and at most {MAX_SENSORS:,} sensors."
+                        f"columns. Write one row a time step and at most {MAX_SENSORS:,} sensors."
                     )
                 if "\0" in line:
                     raise DataError(f"{path.name}, row {number}: not a text file (it has a NUL byte). Save it as CSV.")
@@ -157,6 +180,48 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
+class Times:
+    """The times of a file, collected row by row in eight bytes each."""
+
+    def __init__(self, file: str) -> None:
+        """Take the file's name, for messages."""
+        self.file = file
+        self._seconds, self._offsets = array("q"), array("i")
+        self._aware: bool | None = None
+        self._last = ("", 0, 0)
+
+    def add(self, text: str, number: int, faults: Faults) -> bool:
+        """Add the time of row ``number``; what is no time goes to ``faults`` and gives False.
+
+        Raises:
+            DataError: it has an offset from UTC and those before it have none, or the reverse.
+        """
+        if text != self._last[0]:
+            try:
+                time = parse_time(text)
+            except ValueError:
+                faults.add(f"row {number}", f'"{text[:40]}" is not a time', "Write times as 2012-03-01 00:05.")
+                return False
+            offset = time.utcoffset()
+            if self._aware is not None and self._aware != (offset is not None):
+                raise DataError(
+                    f"{self.file}, row {number}: the time has {'no' if offset is None else 'an'} offset from UTC, "
+                    f"those before it have {'none' if offset is not None else 'one'}. Write all times in one way."
+                )
+            self._aware = offset is not None
+            shift = 0 if offset is None else round(offset.total_seconds())
+            since = time.replace(tzinfo=None) - EPOCH
+            self._last = (text, since.days * 86400 + since.seconds - shift, shift)
+        self._seconds.append(self._last[1])
+        self._offsets.append(self._last[2])
+        return True
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Return UTC seconds since 1970 and offsets; wall seconds and None where the file has no offsets."""
+        seconds = np.frombuffer(self._seconds, np.int64)
+        return seconds, np.frombuffer(self._offsets, np.int32).astype(np.int64) if self._aware else None
+
+
 def read_table(path: Path) -> Table:
     """Read a CSV with a header of sensor ids, one row a step and, optionally, the times in its first column.
 
@@ -171,8 +236,7 @@ def read_table(path: Path) -> Table:
     if (width := header.count(mark) + 1) > MAX_SENSORS + 1:
         raise DataError(
             f"{path.name}, row 1: {width:,} columns, more than {MAX_SENSORS:,}. Write one row a time step and one "
-            "column a "
-            "sensor (transpose the table), or choose fewer sensors."
+            "column a sensor (transpose the table), or choose fewer sensors."
         )
     names = [name.strip() for name in split_line(header, mark)]
     first = next(stream, None)
@@ -185,7 +249,7 @@ def read_table(path: Path) -> Table:
     blocks: list[NDArray[np.float32]] = []
     block = np.empty((BLOCK_ROWS, len(ids)), np.float32)
     rows: list[int] = []
-    times: list[datetime] = []
+    times = Times(path.name)
     for number, line in _chain(first, stream):
         cells = split_line(line, mark)
         if len(cells) != len(names):
@@ -193,12 +257,8 @@ def read_table(path: Path) -> Table:
                 f"row {number}", f"{len(cells)} cells, the header has {len(names)}", "Give every row one cell a column."
             )
             continue
-        if timed:
-            try:
-                times.append(parse_time(cells[0]))
-            except ValueError:
-                faults.add(f"row {number}", f'"{cells[0][:40]}" is not a time', "Write times as 2012-03-01 00:05.")
-                continue
+        if timed and not times.add(cells[0], number, faults):
+            continue
         row = len(rows) % BLOCK_ROWS
         _parse_row(cells[timed:], ids, number, block[row], faults)
         rows.append(number)
@@ -208,12 +268,11 @@ def read_table(path: Path) -> Table:
         if len(rows) * len(ids) > MAX_VALUES:
             raise DataError(
                 f"{path.name} has more than {MAX_VALUES:,} readings. Give fewer sensors or a shorter time, or a "
-                "memory-mapped "
-                "format."
+                "memory-mapped format."
             )
     faults.check()
     blocks.append(block[: len(rows) % BLOCK_ROWS])
-    seconds, offsets = _seconds(path.name, times, rows) if timed else (None, None)
+    seconds, offsets = times.arrays() if timed else (None, None)
     return Table(ids, np.concatenate(blocks), np.array(rows), seconds, offsets)
 
 
@@ -278,20 +337,3 @@ def _parse_row(cells: list[str], ids: tuple[str, ...], number: int, out: NDArray
             )
             continue
         out[column] = value
-
-
-def _seconds(file: str, times: list[datetime], rows: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Return UTC seconds and offsets; without offsets in the file, wall seconds and None."""
-    aware = [time.tzinfo is not None for time in times]
-    if any(aware) != all(aware):
-        odd = rows[aware.index(not aware[0])]
-        raise DataError(
-            f"{file}, row {odd}: the time has {'no' if aware[0] else 'an'} offset from UTC, those before it have "
-            f"{'one' if aware[0] else 'none'}. Write all times in one way."
-        )
-    if not any(aware):
-        epoch = datetime(1970, 1, 1)
-        return np.array([(time - epoch).total_seconds() for time in times]).astype(np.int64), None
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    offsets = [offset.total_seconds() for time in times if (offset := time.utcoffset()) is not None]
-    return np.array([(time - epoch).total_seconds() for time in times]).astype(np.int64), np.array(offsets, np.int64)

@@ -95,9 +95,8 @@ def _local_offsets(
         return offsets
     if offsets is None:
         raise DataError(
-            f"{file} has times without an offset from UTC, so they are taken as local. Leave --timezone away, or "
-            "write the "
-            "offset: 2012-03-01T00:05+00:00."
+            f"{file} has times without an offset from UTC, so they are taken as local. Leave --timezone away, or write "
+            "the offset: 2012-03-01T00:05+00:00."
         )
     try:
         zone = ZoneInfo(settings.timezone)

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from polyhead.errors import DataError
 from polyhead_traffic.data import SensorData
 from polyhead_traffic.formats.assemble import assemble, is_companion
-from polyhead_traffic.formats.table import MAX_SENSORS, MAX_VALUES, TIME_NAMES, Faults, Table, check_ids, read_table
+from polyhead_traffic.formats.table import (
+    MAX_SENSORS,
+    MAX_VALUES,
+    TIME_NAMES,
+    Faults,
+    Table,
+    check_ids,
+    read_table,
+    scratch,
+)
 from polyhead_traffic.settings import SensorSettings
 
 __all__ = ["candidates", "read"]
@@ -43,7 +52,7 @@ def read_parquet(path: Path) -> Table:
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path.name} is not a readable Parquet file: {reason} Write it again.") from error
     schema = file.schema_arrow
@@ -51,8 +60,7 @@ def read_parquet(path: Path) -> Table:
     if width > MAX_SENSORS + 1 or rows * width > MAX_VALUES:
         raise DataError(
             f"{path.name} has {rows:,} rows of {width:,} columns; at most {MAX_SENSORS:,} sensors and {MAX_VALUES:,} "
-            "readings "
-            "are read. Write one column a sensor, or choose fewer."
+            "readings are read. Write one column a sensor, or choose fewer."
         )
     if rows == 0:
         raise DataError(f"{path.name} has no rows. Give one row a time step.")
@@ -67,7 +75,7 @@ def read_parquet(path: Path) -> Table:
                 f'column "{name}"', f"holds {kind}, not numbers", "Write readings as floats, missing ones as null."
             )
     faults.check()
-    readings = np.empty((rows, len(names)), np.float32)
+    readings = scratch(path.name, rows, len(names))
     seconds, offsets = np.empty(rows, np.int64), np.zeros(rows, np.int64)
     first = 0
     try:
@@ -79,7 +87,9 @@ def read_parquet(path: Path) -> Table:
                 readings[first:stop, column] = values
             seconds[first:stop], offsets[first:stop] = _times(path.name, batch.column(time), first)
             first = stop
-    except pa.ArrowException as error:
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{path.name} is damaged near row {first + 1}: {str(error).splitlines()[0]}. Write it again."
         ) from error
