@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runt
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Batch", "Data", "Direction", "Metric", "Monitor", "Picture", "Predictor", "Ratio", "Source", "Split", "Task"]
+__all__ = [
+    "Batch",
+    "Data",
+    "Direction",
+    "Metric",
+    "Monitor",
+    "Picture",
+    "Predictor",
+    "Ratio",
+    "Source",
+    "Split",
+    "Task",
+]
 
 Split = Literal["train", "validation", "test"]
 Direction = Literal["min", "max"]
@@ -28,7 +40,7 @@ class Ratio(NamedTuple):
 
     total: Tensor
     """Scalar, differentiable: the sum over elements."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody means here
     """Scalar, no gradient: the number (or weight) of elements; 0 is allowed and gives a loss of 0."""
 
 
@@ -49,7 +61,7 @@ class Picture(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Samples by index. ``len(source)`` is their number; an endless source has the attribute ``endless = True`` instead."""
+    """Samples by index. ``len(source)`` is their number; an endless source has ``endless = True`` instead."""
 
     def fetch(self, indices: Sequence[int], *, seed: int, epoch: int) -> Batch:
         """Return the samples ``indices`` as one batch.
@@ -111,7 +123,7 @@ class Task(Protocol):
 
     @classmethod
     def prepare(cls, data: Data, settings: Any, *, seed: int) -> Self:
-        """Make a task for data: fits normalisers and the like on the training split. ``settings`` is the ``task`` section."""
+        """Make a task: fit normalisers and the like on the training split; ``settings`` is the ``task`` section."""
         ...
 
     @classmethod
@@ -132,7 +144,7 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Ratio]:
-        """Return the terms of the loss by name; the loss is the sum of their ratios. May run the model several times."""
+        """Return the terms of the loss, which is the sum of their ratios. May run the model several times."""
         ...
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
@@ -152,5 +164,5 @@ class Task(Protocol):
         ...
 
     def write_predictions(self, model: nn.Module, data: Data, out: Path, settings: Any) -> Sequence[Path]:
-        """Write predictions in the formats people use; ``settings`` is the ``predict`` section. Returns the files made."""
+        """Write predictions in the formats people use; ``settings`` is the ``predict`` section. Return the files."""
         ...
