@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,15 @@ class _Command:
     """Runs the app in fresh processes, in a folder of its own."""
 
     def __init__(self, name: str, script: tuple[str, str], folder: Path, timeout_s: float) -> None:
-        self.name, self.folder = name, folder
+        self.name, self.folder, self._probes = name, folder / "work", folder
+        self.folder.mkdir()
         self._script, self._timeout_s = script, timeout_s
 
     def __call__(self, *arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         """Return the finished process, and which heavy modules it imported."""
-        file = self.folder / ".imports.json"
-        probe = json.dumps({"heavy": HEAVY, "file": str(file)})
+        handle, file = tempfile.mkstemp(suffix=".json", dir=self._probes)
+        os.close(handle)
+        probe = json.dumps({"heavy": HEAVY, "file": file})
         environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120", "MPLBACKEND": "Agg"}
         done = subprocess.run(
             [sys.executable, "-c", _RUN, probe, self.name, *self._script, *arguments],
@@ -128,7 +131,7 @@ class _Command:
             timeout=self._timeout_s,
             check=False,
         )
-        return done, json.loads(file.read_text()) if file.exists() else []
+        return done, json.loads(Path(file).read_text() or "[]")
 
     def expect(self, code: int, *arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         """Run and raise RuleError unless it exits with ``code``."""
@@ -141,10 +144,13 @@ class _Command:
 
 
 def _check_help(report: Report, command: _Command, app: Any) -> None:
-    for verb in ((), *VERBS, *((name,) for name in app.commands)):
+    verbs: list[tuple[str, ...]] = [(), *VERBS, *((name,) for name in app.commands)]
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        answers = [pool.submit(command.expect, 0, *verb, "--help") for verb in verbs]
+    for verb, answer in zip(verbs, answers, strict=True):
         shown = " ".join((command.name, *verb, "--help"))
         with report.check(f"`{shown}` answers", _RULES):
-            done, imported = command.expect(0, *verb, "--help")
+            done, imported = answer.result()
             if not done.stdout.strip():
                 raise RuleError("it prints nothing.")
             # A command of the plugin's own is imported to show its options.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import random
@@ -144,7 +145,7 @@ def _check_source(report: Report, source: Source, samples: int) -> None:
 
     batch: Batch = {}
     with report.check("a batch maps names to values with the batch as first axis, on the CPU", _SOURCE):
-        batch = fetch(indices)
+        batch = copy.deepcopy(fetch(indices))  # a view of the data would change with them
         _check_form(batch, len(indices))
     if not batch:
         return
@@ -165,8 +166,10 @@ def _check_source(report: Report, source: Source, samples: int) -> None:
             raise RuleError("it moves them. Use a generator of your own, seeded by (seed, epoch, index).")
     with report.check("writing into a batch does not change the data", _SOURCE):
         for _, leaf in leaves(fetch(indices)):
-            if isinstance(leaf, Tensor) and not leaf.is_inference():
+            if isinstance(leaf, Tensor):
                 leaf.zero_()
+            elif isinstance(leaf, np.ndarray) and leaf.flags.writeable and leaf.dtype.kind in "biufc":
+                leaf[...] = 0
         _expect(batch, fetch(indices), "Return copies, not views of what the source keeps.")
     with report.check("it can be sent to a loader's worker", _SOURCE):
         copied = pickle.loads(pickle.dumps(source))  # noqa: S301 - bytes made on this line
