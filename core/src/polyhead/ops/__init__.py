@@ -6,7 +6,7 @@ bottom right. ``python -m polyhead kernels list`` shows what there is, ``explain
 
 from polyhead.ops.call import Call, TensorInfo
 from polyhead.ops.choice import use_kernel
-from polyhead.ops.registry import Explanation, Registry, SlowKernelWarning, dispatch, explain, registry
+from polyhead.ops.selection import Explanation, Registry, SlowKernelWarning, dispatch, explain, registry
 from polyhead.ops.softmax_attention import SoftmaxAttention, softmax_attention
 from polyhead.ops.spec import Case, Cost, Inputs, KernelSpec, OperatorSpec
 

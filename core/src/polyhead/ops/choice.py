@@ -96,7 +96,7 @@ def _read(text: str) -> bool:
 
 def _check(kernels: Mapping[str, Choice]) -> None:
     """Refuse names that do not exist, where they are written rather than where an operator runs."""
-    from polyhead.ops.registry import registry
+    from polyhead.ops.selection import registry
 
     for operator, kernel in kernels.items():
         if operator == EVERY:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from polyhead.errors import ConfigError, UnknownNameError
-from polyhead.ops.registry import explain, registry
+from polyhead.ops.selection import explain, registry
 from polyhead.ops.spec import KernelSpec, OperatorSpec
 
 __all__ = ["Said", "explain_call", "list_kernels", "parse_shape", "verify_kernels"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyhead.errors import DtypeError, ShapeError
 from polyhead.ops.call import Call, name_of
-from polyhead.ops.registry import dispatch
+from polyhead.ops.selection import dispatch
 from polyhead.ops.validation import autocasted, check_broadcast, check_floating, check_grouped, check_ndim, shapes
 
 __all__ = ["SoftmaxAttention", "softmax_attention"]

@@ -49,6 +49,8 @@ def cases() -> Iterable[Case]:
     yield _case("scale 1", (1, 2, 9, 11, 8), scale=1.0)
     yield _case("scale 0", (1, 2, 9, 11, 8), scale=0.0, mask=_padding)
     yield _case("negative scale", (1, 2, 9, 11, 8), scale=-0.7, mask=_random)
+    yield _case("negative scale, causal", (1, 2, 9, 11, 8), scale=-0.7, causal=True)
+    yield _case("scale 0, causal", (1, 2, 11, 11, 8), scale=0.0, causal=True)
     yield _case("heads last but one in memory", (2, 3, 9, 11, 8), layout=_heads_inside, mask=_holes)
     yield _case("last dimension not contiguous", (2, 3, 9, 11, 8), layout=_transposed)
     yield _case("one key for the whole batch", (3, 2, 9, 11, 8), layout=_shared_keys, mask=_padding)

@@ -127,6 +127,8 @@ def _tame(x: Tensor) -> bool:
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float, *, causal: bool = False) -> Tensor:
     """Run SDPA on arguments that keep it on the fused path."""
+    if causal and scale <= 0:  # SDPA scales after it has put -inf above the diagonal: +inf, or NaN
+        q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
     width = v.shape[-1]
     if q.device.type == "cpu":
         # The CPU's fused kernel wants one width and contiguous rows; all else takes the path that stores the logits.

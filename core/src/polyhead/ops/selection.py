@@ -108,8 +108,7 @@ class Registry:
         Raises:
             UnknownNameError: no such operator; suggests the nearest one.
         """
-        if operator not in self._kernels:
-            _prepare(self, operator)
+        _prepare(self, operator)
         return self._kernels[operator]
 
     def kernel(self, operator: str, name: str) -> KernelSpec:
@@ -226,9 +225,10 @@ def _owner(kernel: KernelSpec) -> str:
 
 @torch.compiler.assume_constant_result
 def _prepare(registry: Registry, operator: str) -> bool:
-    """Load an operator's kernels. Dynamo runs this at trace time instead of tracing the imports."""
-    registry._known(operator)
-    registry._collect(operator)
+    """Load an operator's kernels, once. Dynamo runs this at trace time, before it looks at what this fills."""
+    if operator not in registry._kernels:
+        registry._known(operator)
+        registry._collect(operator)
     return True
 
 
