@@ -187,6 +187,7 @@ class Checkpoints:
         if later:
             console.line(f"Removed {', '.join(later)}: later than {name}, from which the run goes on.")
             distributed.on_main(lambda: self._remove(later))
+        distributed.on_main(self._prune)  # a kill may have come between a checkpoint and this
         return int(state["log_position"])
 
     def read_weights(self, name: str, training: Training, *, averaged: bool = True) -> None:
