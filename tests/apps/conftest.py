@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,19 +53,24 @@ def line_fit(fake_plugin: None, capsys: pytest.CaptureFixture[str]) -> Callable[
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run Python in a fresh process that has the plugin ``fake`` installed."""
-    site = tmp_path / "site"
-    info = site / "polyhead_fake-0.1.dist-info"
+def site(tmp_path: Path) -> Mapping[str, str]:
+    """The environment of a process that has the plugin ``fake`` installed."""
+    folder = tmp_path / "site"
+    info = folder / "polyhead_fake-0.1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: polyhead-fake\nVersion: 0.1\n", encoding="utf-8")
     (info / "entry_points.txt").write_text("[polyhead]\nfake = polyhead_fake.plugin\n", encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{FAKES}", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{FAKES}", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def fresh(site: Mapping[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python in a fresh process that has the plugin ``fake`` installed."""
 
     def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *arguments],
-            env={**environment, **variables},
+            env={**site, **variables},
             cwd=tmp_path,
             capture_output=True,
             text=True,

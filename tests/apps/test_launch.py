@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ def test_two_processes_fit_one_run(fresh: Callable[..., Any], tmp_path: Path) ->
     command = ("-m", "polyhead_apps", "line-fit", "fit", "--data", "toy-lines", *SHORT)
     two = fresh(*command, "--devices", "2", "--out", "two")
     assert two.returncode == 0, two.stderr
-    assert two.stdout.count("test split.") == 1
+    assert two.stdout.count("test split.") == two.stderr.count("run: two") == 1
     one = fresh(*command, "--out", "one")
     assert one.returncode == 0, one.stderr
     ours, theirs = (read(tmp_path / name / "metrics.json")["metrics"] for name in ("one", "two"))
@@ -46,7 +50,31 @@ def test_a_failing_process_is_named_once(fresh: Callable[..., Any], tmp_path: Pa
         *("-m", "polyhead_apps", "line-fit", "fit", "--data", "toy-lines", "--devices", "2", "--out", "run"),
         *("--set", "model.hidden=0.5", "--device", "cpu"),
     )
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert 'Model "line": "hidden" is 0.5' in result.stderr
-    assert result.stderr.splitlines()[-1].endswith("failed with exit code 1; its message is above.")
+    assert (result.returncode, result.stdout) == (1, "")
+    *said, last = sorted(result.stderr.splitlines(), key=lambda line: line.startswith("line-fit: process"))
+    problem = 'Model "line": "hidden" is 0.5 (float); expected int.  (--set model.KEY=VALUE)'
+    assert set(said) <= {f"line-fit: {problem}", f"line-fit (process 1): {problem}"}
+    assert said
+    assert last.endswith("failed with exit code 1; its message is above.")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_reaches_every_process(site: Mapping[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "polyhead_apps", "line-fit", "fit", "--data", "toy-lines", "--devices", "2"]
+    process = subprocess.Popen(
+        [*command, "--out", "run", "--steps", "1000000", "--device", "cpu"],
+        env=site,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:  # until the loop tells of its progress, however slow the machine is
+        if line.startswith("fit: "):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1].splitlines()
+    assert process.returncode == 1
+    assert [line for line in said if "stopped" in line] == ["line-fit: stopped. Go on: line-fit fit --resume --out run"]
+    assert "Traceback" not in "".join(said)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import socket
 import sys
 from pathlib import Path
+
+import typer
 
 from polyhead.errors import PolyheadError
 from polyhead_apps.config import UsageError
@@ -31,7 +34,9 @@ def launch(app: str, given: Given, *, devices: int, strategy: str, num_nodes: in
     Raises:
         UsageError: no folder is named, or several machines and no MASTER_ADDR.
         PolyheadError: a process failed; it has said why.
+        Exit: Ctrl-C; the processes have written a checkpoint.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -60,8 +65,14 @@ def launch(app: str, given: Given, *, devices: int, strategy: str, num_nodes: in
     if strategy == "fsdp":
         os.environ["ACCELERATE_USE_FSDP"] = "true"
         os.environ.setdefault("FSDP_VERSION", "2")
+    # The processes speak for themselves.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, sys.executable)("-m", "polyhead_apps", app, *arguments)
+    except SignalException as error:
+        raise typer.Exit(1) from error  # the first process has said how to go on
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise PolyheadError(

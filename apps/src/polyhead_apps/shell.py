@@ -27,6 +27,7 @@ from polyhead_apps.console import Console
 from polyhead_apps.opening import settings_class, task_spec
 from polyhead_apps.options import SETTINGS, Given, SettingOption, common_parameters, setting_options
 from polyhead_apps.runs import command_line, versions
+from polyhead_apps.runtime import rank
 
 __all__ = ["build", "guard", "main", "version_option", "with_debug"]
 
@@ -126,7 +127,7 @@ def guard(name: str, make: Callable[[], typer.Typer], arguments: Sequence[str]) 
     try:
         with warnings.catch_warnings():
             # One line, without the source line that raised it.
-            warnings.showwarning = lambda message, *_, **__: _write(f"warning: {' '.join(str(message).split())}")
+            warnings.showwarning = lambda message, *_, **__: _warn(" ".join(str(message).split()))
             code = make()(args=_with_resume_value(arguments), prog_name=name, standalone_mode=False)
         sys.stdout.flush()
         if code == _TYPER_INTERRUPTED:
@@ -197,7 +198,8 @@ def _verb(app: App, verb: Verb, settings: Sequence[Any], arguments: Sequence[str
         fields += setting_options(settings, section, [*taken, *(option.flag for option in fields)])
 
     def call(**values: Any) -> None:
-        console = Console(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
+        # Of several processes only the first one speaks.
+        console = Console(quiet=values.pop("quiet") or rank() != 0, verbose=values.pop("verbose"))
         values.pop("debug")
         flags = {}
         for parameter, (key, flag) in SETTINGS.items():
@@ -306,9 +308,11 @@ def _unexpected(error: Exception, debug: bool) -> str:
 def _fail(name: str, message: str, debug: bool, code: int = 1) -> int:
     if debug:
         traceback.print_exc()
-    _write(f"{name}: {message}")
+    process = f" (process {rank()})" if rank() else ""
+    sys.stderr.write(f"{name}{process}: {message}\n")
     return code
 
 
-def _write(line: str) -> None:
-    sys.stderr.write(line + "\n")
+def _warn(message: str) -> None:
+    if rank() == 0:
+        sys.stderr.write(f"warning: {message}\n")

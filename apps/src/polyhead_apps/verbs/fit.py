@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from polyhead.artifacts import read_json
 from polyhead.errors import CheckpointError, DataError, PolyheadError
 from polyhead.manifest import resolve
@@ -268,6 +270,8 @@ def resumable(app: App, run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
+        if rank() != 0:
+            raise typer.Exit(1) from error
         again = command_line(app.name, ["fit", "--resume", "--out", str(run.folder)])
         raise StoppedError(f"stopped. Go on: {again}") from error
 
