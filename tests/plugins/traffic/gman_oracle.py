@@ -116,7 +116,7 @@ def model_stages(model: GMAN, x: Tensor, te: Tensor) -> dict[str, Tensor]:
     def keep(name: str) -> Callable[..., None]:
         return lambda module, args, result: stages.__setitem__(name, result)
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items() if module]
     stages["output"] = model(x, te)
     for handle in handles:
         handle.remove()
