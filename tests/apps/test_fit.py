@@ -102,6 +102,22 @@ def test_steps_and_epochs_replace_each_other(line_fit: Callable[..., Any], tmp_p
     assert steps("epochs", "--config", "my.yaml", "--epochs", 1) == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "stopped", "line"),
+    [
+        (("--time-limit", "0.000001s"), "time", "stopped at step 1: the time limit is reached"),
+        (("--lr", "1e-30", "--set", "train.patience=2"), "patience", "stopped at step 12: validation gets no better"),
+    ],
+)
+def test_an_early_stop_says_why(
+    line_fit: Callable[..., Any], options: tuple[str, ...], stopped: str, line: str
+) -> None:
+    said = line_fit("fit", "--data", "toy-lines", "--steps", 40, "--threads", 1, "--json", *options)
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["stopped"] == stopped
+    assert line in said.err.splitlines()
+
+
 def test_written_settings_make_the_same_run(line_fit: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     said = line_fit("fit", "--data", "toy-lines", "--out", "again", "--config", run / "config.yaml", "--threads", 1)
     assert said.code == 0, said.err

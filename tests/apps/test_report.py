@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -103,6 +104,25 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_loss_curve_needs_a_log(tmp_path: Path) -> None:
-    assert loss_curve(tmp_path / "none.jsonl") is None
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2}\n', encoding="utf-8")
-    assert loss_curve(tmp_path / "log.jsonl") is None
+    log = tmp_path / "log.jsonl"
+    assert loss_curve(log, "mae") is None
+    log.write_text('{"step": 1, "loss": 2}\n', encoding="utf-8")
+    assert loss_curve(log, "mae") is None
+
+
+@pytest.mark.parametrize(
+    ("monitor", "caption"),
+    [
+        ("mae", "Training loss (blue, left) and mae on the validation split (orange, right), by optimiser step."),
+        ("rmse", "Training loss, by optimiser step."),
+    ],
+)
+def test_loss_curve_draws_loss_and_the_monitored_metric(tmp_path: Path, monitor: str, caption: str) -> None:
+    lines = [{"step": step, "loss": 1 / (step + 1) if step != 5 else None} for step in range(3000)]
+    lines += [{"step": step, "validation": {"mae": step, "rmse": None}} for step in (1000, 2000)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    picture = loss_curve(log, monitor)
+    assert picture is not None
+    assert picture.caption == caption
+    assert picture.png.startswith(b"\x89PNG")

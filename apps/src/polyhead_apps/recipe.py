@@ -35,7 +35,7 @@ from polyhead.protocols import Batch, Predictor, Ratio, Source, Task
 from polyhead_apps import distributed
 from polyhead_apps.checkpoints import Best, Checkpoints, Training
 from polyhead_apps.config import TrainSettings
-from polyhead_apps.console import Console
+from polyhead_apps.console import Console, format_figure
 from polyhead_apps.guard import non_finite
 from polyhead_apps.interrupts import StopWish
 from polyhead_apps.locks import run_lock
@@ -111,7 +111,7 @@ def fit(
     """
     began = time.monotonic()
     plan = Plan.make(train, settings, seed=seed)
-    accelerator = distributed.start(settings.precision, device)
+    accelerator = distributed.start(settings.precision, device, model)
     rank, world = distributed.rank(), distributed.world()
     console = console if rank == 0 else Console(quiet=True)
 
@@ -119,8 +119,7 @@ def fit(
     optimizer = make_optimizer(model, settings)
     unsharded = copy.deepcopy(model) if accelerator.is_fsdp2 else None
     inner = cast(nn.Module, torch.compile(model)) if settings.compile else model
-    passes = _Passes(inner, task).train()
-    passes, optimizer = accelerator.prepare(passes, optimizer)
+    passes, optimizer = distributed.wrap(accelerator, _Passes(inner, task).train(), optimizer)
     averaged = AveragedWeights(model, settings.ema_decay) if settings.ema_decay else None
     training = Training(model, optimizer, averaged, accelerator.scaler, accelerator.device)
     identity = _identity(settings, plan, model, seed=seed, fingerprint=fingerprint)
@@ -201,6 +200,8 @@ def fit(
                 training.waited = 0 if improved else training.waited + 1
                 if improved:
                     training.best = Best(training.step, metrics[task.monitor.name])
+                figure = f"{task.monitor.name} {format_figure(metrics[task.monitor.name])}"
+                console.line(f"step {training.step:,}: validation {figure}{', the best so far' if improved else ''}")
 
             # The checkpoint: when it is due, when it is the best, and when the run ends here.
             every = settings.checkpoint_steps

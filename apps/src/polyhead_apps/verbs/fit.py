@@ -235,6 +235,9 @@ def train(
         )
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
+        if result.stopped != "done":
+            why = "the time limit is reached" if result.stopped == "time" else "validation gets no better"
+            console.line(f"stopped at step {result.steps:,}: {why}")
         if rank() == 0:
             state = {"plugin": app.plugin, "task": spec.name, "state": learner.state()}
             save_pretrained(result.model, run.model, extra={TASK_FILE: state})
