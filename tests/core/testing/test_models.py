@@ -27,7 +27,7 @@ class Net(Pretrained, nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.inner = nn.Linear(config.dim, config.dim, bias=False)
+        self.inner = nn.Linear(config.dim, config.dim)  # its bias cancels in the norm
         self.norm = nn.BatchNorm1d(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.outer = nn.Linear(config.dim, 2)
@@ -138,6 +138,11 @@ class Detached(Net):
         return super().forward(x).detach()
 
 
+class Exploding(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) + (self.outer.bias - self.outer.bias).sqrt()
+
+
 class Mixing(Net):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x - x.mean(0))
@@ -181,6 +186,7 @@ class Failing(Net):
         (Idle, "not these: gated (all zero), unused.0.weight (none), unused.0.bias (none)"),
         (Idle, "and 3 more. Use them, remove them, or name them in unused=."),
         (Detached, "no output depends on a parameter in training mode. Look for detach and no_grad."),
+        (Exploding, "a gradient reaches every parameter: not these: outer.bias (not finite)."),
         (Mixing, "a batch equals its rows one by one: row 0: value differs in 2 of 2 elements, first at (0, 0)"),
         (Narrow, "it works in float64: value has dtype torch.float32. Make new tensors with the dtype of an input."),
         (Rough, "it works in float64: float32 and float64 differ by more than rounding: value differs in 6 of 6"),

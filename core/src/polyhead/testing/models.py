@@ -214,14 +214,20 @@ def _check_gradients(report: Report, model: nn.Module, run: Forward, inputs: Any
 
 
 def expect_gradients(model: nn.Module, unused: Sequence[str]) -> None:
-    """Raise RuleError if a parameter, but those that match ``unused``, has no gradient after a backward pass."""
-    without = [
-        f"{name} ({'none' if parameter.grad is None else 'all zero' if not parameter.grad.any() else 'not finite'})"
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        and (parameter.grad is None or not parameter.grad.any() or not parameter.grad.isfinite().all())
-        and not any(fnmatch.fnmatch(name, pattern) for pattern in unused)
-    ]
+    """Raise RuleError if a parameter, but those that match ``unused``, has no gradient after a backward pass.
+
+    A bias may have one of exactly zero: in front of a normalisation, or on the keys of a softmax, it cancels.
+    """
+    without = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or any(fnmatch.fnmatch(name, pattern) for pattern in unused):
+            continue
+        if parameter.grad is None:
+            without.append(f"{name} (none)")
+        elif not parameter.grad.isfinite().all():
+            without.append(f"{name} (not finite)")
+        elif not parameter.grad.any() and name.rpartition(".")[2] != "bias":
+            without.append(f"{name} (all zero)")
     if without:
         shown = ", ".join(without[:10]) + (f" and {len(without) - 10} more" if len(without) > 10 else "")
         raise RuleError(f"not these: {shown}. Use them, remove them, or name them in unused=.")
