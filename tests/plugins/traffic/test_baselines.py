@@ -12,7 +12,7 @@ import torch
 
 from polyhead.protocols import Batch
 from polyhead_traffic import baselines
-from polyhead_traffic.baselines import LastValue, Profile, Ridge, ShrunkResidual, fit_baselines
+from polyhead_traffic.baselines import LastValue, Profile, Ridge, ShrunkResidual, VectorAutoregression, fit_baselines
 from polyhead_traffic.data import SensorData
 from polyhead_traffic.formats import open_folder
 from polyhead_traffic.metrics import ForecastMetric
@@ -73,7 +73,7 @@ def test_profiles_are_the_statistics_of_slot_and_kind_of_day(network: Make) -> N
     rows = data.train_rows
     batch = _all(data)
     for statistic, function in (("mean", np.nanmean), ("median", np.nanmedian)):
-        forecast = Profile(data, statistic)(batch)  # type: ignore[arg-type]
+        forecast = Profile.fit(data, statistic)(batch)  # type: ignore[arg-type]
         readings = np.where(data.mask, data.values.astype(np.float64), np.nan)[:rows]
         calendar = data.calendar[:rows]
         for window, step, sensor in ((0, 0, 0), (7, 2, 3), (30, 1, 2), (60, 0, 1)):
@@ -84,7 +84,7 @@ def test_profiles_are_the_statistics_of_slot_and_kind_of_day(network: Make) -> N
 
 def test_a_kind_of_day_that_training_lacks_takes_the_other_ones_profile(network: Make) -> None:
     data = network(days=6)  # Monday to Friday in the training part
-    table = Profile(data, "mean").table
+    table = Profile.fit(data, "mean").table
     assert np.array_equal(table[0], table[1])
     assert np.isfinite(table).all()
 
@@ -94,14 +94,14 @@ def test_a_slot_without_readings_takes_the_mean_of_the_sensor(network: Make) -> 
     mask = data.mask.copy()
     mask[data.calendar[:, 1] == 7, 2] = False
     data = replace(data, mask=mask, values=np.where(mask, data.values, 0))
-    assert Profile(data, "median").table[0, 7, 2] == data.sensor_means[2]
+    assert Profile.fit(data, "median").table[0, 7, 2] == data.sensor_means[2]
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("with_profile", [False, True])
 def test_ridge_is_the_closed_form_over_all_windows(network: Make, missing: float, with_profile: bool) -> None:
     data = network(days=8, missing=missing)
-    profile = Profile(data, "mean") if with_profile else None
+    profile = Profile.fit(data, "mean") if with_profile else None
     ridge = Ridge(data, penalty=3.0, profile=profile)
     batch = _all(data, "train")
     x = batch["x"].double().transpose(1, 2).reshape(-1, data.history)
@@ -137,7 +137,7 @@ def test_very_many_windows_are_thinned_evenly(network: Make, monkeypatch: pytest
 
 def test_the_share_of_the_residual_is_the_best_of_its_grid_on_validation(network: Make) -> None:
     data = network(days=12, missing=0.1)
-    profile = Profile(data, "median")
+    profile = Profile.fit(data, "median")
     fitted = ShrunkResidual(data, profile)
     batch = _all(data, "validation")
     residual = LastValue(data).last(batch) - profile.at(batch, slice(3, 4))[:, 0]
@@ -147,6 +147,46 @@ def test_the_share_of_the_residual_is_the_best_of_its_grid_on_validation(network
             forecast = profile(batch)[:, step] + share * residual
             errors.append((forecast - batch["y"][:, step]).abs()[batch["y_mask"][:, step]].mean().item())
         assert fitted.shares[step].item() == pytest.approx(baselines.SHRINKAGE[int(np.argmin(errors))])
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+def test_vector_autoregression_is_the_best_of_its_grid_on_validation(network: Make, missing: float) -> None:
+    data = network(days=12, missing=missing)
+    train, validation, test = (_all(data, split) for split in ("train", "validation", "test"))
+    best = [(np.inf, np.zeros(0))] * data.horizon
+    for base in (Profile.constant(data), Profile.fit(data, "median")):
+        for lags in (1, 3):
+
+            def inputs(batch: Batch, base: Profile = base, lags: int = lags) -> np.ndarray:
+                deviation = torch.where(batch["x_mask"], batch["x"] - base.at(batch, slice(0, 4)), 0)
+                return deviation[:, 4 - lags :].flatten(1).double().numpy()
+
+            x = inputs(train)
+            for penalty in VectorAutoregression.PENALTIES:
+                root = np.sqrt(penalty * np.square(x).sum(axis=0).mean())
+                system = np.concatenate([x, root * np.eye(x.shape[1])])
+                for step in range(data.horizon):
+                    y = torch.where(train["y_mask"], train["y"] - base(train), 0)[:, step].double().numpy()
+                    target = np.concatenate([y, np.zeros((x.shape[1], y.shape[1]))])
+                    weights = np.linalg.lstsq(system, target, rcond=None)[0]
+                    forecasts = [base(b)[:, step].double().numpy() + inputs(b) @ weights for b in (validation, test)]
+                    wrong = np.abs(forecasts[0] - validation["y"][:, step].numpy())
+                    error = wrong[validation["y_mask"][:, step].numpy()].sum()
+                    if error < best[step][0]:
+                        best[step] = (error, forecasts[1])
+    forecast = fit_baselines(data, ["vector autoregression"])["vector autoregression"](test).numpy()
+    np.testing.assert_allclose(forecast, np.stack([each for _, each in best], axis=1), rtol=1e-4)
+
+
+def test_a_network_too_large_for_cross_products_is_forecast_without_them(
+    network: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = network(days=8)
+    assert "vector autoregression" in fit_baselines(data)
+    monkeypatch.setattr(VectorAutoregression, "MEMORY", 8 * 4 * 4 * 4)
+    assert VectorAutoregression.lags_of(data) == [1]
+    monkeypatch.setattr(VectorAutoregression, "MEMORY", 100)
+    assert "vector autoregression" not in fit_baselines(data)
 
 
 def test_every_baseline_gives_finite_forecasts_of_the_right_shape(network: Make) -> None:

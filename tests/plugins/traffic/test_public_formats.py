@@ -421,7 +421,7 @@ def test_hangzhou_metro_reproduces_the_published_figures_and_respects_the_night(
     assert data.breaks == tuple(range(108, 2700, 108))
     assert data.calendar[108].tolist() == [2, 36]
     assert len(data.source("test")) == 5 * (108 - 23)
-    assert _mae(Profile(data, "mean"), data)[0] < 30
+    assert _mae(Profile.fit(data, "mean"), data)[0] < 30
     with pytest.raises(DataError, match=r"graph\.csv, row 1: its 81 sensors are not the 80 of the readings"):
         open_folder(folder, SensorSettings(**{**values, "graph": "auto"}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from polyhead_traffic.windows import WindowSource
 
-__all__ = ["LastValue", "Profile", "Ridge", "ShrunkResidual", "fit_baselines"]
+__all__ = ["LastValue", "Profile", "Ridge", "ShrunkResidual", "VectorAutoregression", "fit_baselines"]
 
 WEEKEND = 5
 """Days of the week from this one on (Monday = 0) are the weekend."""
@@ -32,10 +33,11 @@ SHRINKAGE = tuple(i / 10 for i in range(11))
 def fit_baselines(data: SensorData, names: Sequence[str] = ()) -> Mapping[str, Predictor]:
     """Return the baselines ``names`` (none given: all of them), fitted on ``data``.
 
-    The penalties are those of the published reference table (1 and 100); the shrinkage is chosen on the validation
-    windows, for each step of the horizon, by the metric that is reported (MAE).
+    The ridges' penalties are those of the published reference table (1 and 100). What the others leave open is chosen
+    on the validation windows, for each step of the horizon, by the metric that is reported (MAE). The vector
+    autoregression is left out where the cross products of all sensors would not fit into memory.
     """
-    mean, median = cache(lambda: Profile(data, "mean")), cache(lambda: Profile(data, "median"))
+    mean, median = cache(lambda: Profile.fit(data, "mean")), cache(lambda: Profile.fit(data, "median"))
     makers: Mapping[str, Callable[[], Predictor]] = {
         "last value": lambda: LastValue(data),
         "slot mean": mean,
@@ -44,8 +46,10 @@ def fit_baselines(data: SensorData, names: Sequence[str] = ()) -> Mapping[str, P
         "ridge + weekday mean": lambda: Ridge(data, penalty=100.0, profile=mean().of_weekdays()),
         "ridge + slot mean": lambda: Ridge(data, penalty=100.0, profile=mean()),
         "slot median + residual": lambda: ShrunkResidual(data, median()),
+        "vector autoregression": lambda: VectorAutoregression(data, median()),
     }
-    return {name: makers[name]() for name in names or makers}
+    fitted = names or [name for name in makers if name != "vector autoregression" or VectorAutoregression.fits(data)]
+    return {name: makers[name]() for name in fitted}
 
 
 class LastValue:
@@ -71,21 +75,35 @@ class LastValue:
         return value.where(latest > 0, torch.from_numpy(self.means).to(x))
 
 
+@dataclass(frozen=True, eq=False)
 class Profile:
-    """Each sensor's mean or median of a slot of the day, weekdays and weekend apart, over the training rows.
+    """Each sensor's figure for every slot of the day, weekdays and weekend apart."""
 
-    A kind of day that the training rows lack is given the other one's profile; a slot without any observed reading is
-    given the sensor's mean.
-    """
+    history: int
+    table: NDArray[np.float32]
+    """(2, slots, N): weekdays, weekend."""
 
-    def __init__(self, data: SensorData, statistic: Literal["mean", "median"]) -> None:
-        """Take the statistics of ``data``'s training rows."""
-        self.history = data.history
-        self.table = np.stack([_slot_table(data, statistic, weekend) for weekend in (False, True)])
-        lost = np.isnan(self.table).all(axis=(1, 2))
+    @classmethod
+    def fit(cls, data: SensorData, statistic: Literal["mean", "median"]) -> Profile:
+        """Return the statistics of ``data``'s training rows.
+
+        A kind of day that the training rows lack is given the other one's profile; a slot without any observed reading
+        is given the sensor's mean.
+        """
+        table = np.stack([_slot_table(data, statistic, weekend) for weekend in (False, True)])
+        lost = np.isnan(table).all(axis=(1, 2))
         if lost.any() and not lost.all():
-            self.table[lost] = self.table[~lost]
-        self.table = np.where(np.isnan(self.table), data.sensor_means, self.table).astype(np.float32)
+            table[lost] = table[~lost]
+        return cls(data.history, np.where(np.isnan(table), data.sensor_means, table).astype(np.float32))
+
+    @classmethod
+    def constant(cls, data: SensorData) -> Profile:
+        """Return each sensor's training mean at all times."""
+        return cls(data.history, np.tile(data.sensor_means, (2, data.slots_per_day, 1)))
+
+    def of_weekdays(self) -> Profile:
+        """Return a profile that gives weekends the values of weekdays too."""
+        return Profile(self.history, self.table[[0, 0]])
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the profile of the future steps, (B, Q, N)."""
@@ -98,13 +116,6 @@ class Profile:
         te = batch["te"][:, steps]
         table = torch.from_numpy(self.table).to(batch["x"])
         return table[(te[..., 0] >= WEEKEND).long(), te[..., 1]]
-
-    def of_weekdays(self) -> Profile:
-        """Return a profile that gives weekends the values of weekdays too."""
-        twin = object.__new__(Profile)
-        twin.history = self.history
-        twin.table = np.stack([self.table[0], self.table[0]])
-        return twin
 
 
 def _slot_table(data: SensorData, statistic: str, weekend: bool) -> NDArray[np.float64]:
@@ -201,6 +212,102 @@ class ShrunkResidual:
         past = self.profile.at(batch, slice(history - 1, history))[:, 0]
         residual = self.last.last(batch) - past
         return self.profile(batch) + shares.to(residual)[None, :, None] * residual[:, None]
+
+
+class VectorAutoregression:
+    r"""Every sensor's next steps from the last ``lags`` readings of all sensors, one linear map a step of the horizon.
+
+    .. math:: y_{t+h} - b_{t+h} = W_h \, (x_{t - \text{lags} + 1 .. t} - b_{t - \text{lags} + 1 .. t})
+
+    with a ridge penalty. The lags (1 or 3), the penalty and the base b (the sensor's mean, or its slot median) are
+    chosen for each step on the validation windows. A missing reading counts as its base.
+
+    Complexity: O(S·F² + F³ + S·Q·F·N) time, O(F² + Q·F·N) memory for S windows, N sensors and F = N · lags inputs.
+    """
+
+    LAGS = (1, 3)
+    PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
+    """In units of the mean squared input."""
+    MEMORY = 1 << 29
+    """Most bytes of cross products."""
+
+    def __init__(self, data: SensorData, median: Profile) -> None:
+        """Fit on the training windows and choose on the validation windows of ``data``."""
+        import torch
+
+        self.history, self.horizon = data.history, data.horizon
+        self.bases = [Profile.constant(data), median]
+        best = torch.full((data.horizon,), torch.inf, dtype=torch.float64)
+        self.maps: list[tuple[int, int, Tensor]] = [(0, 1, torch.empty(0))] * data.horizon
+        """For each step: number of the base, lags, and weights (F, N)."""
+        for lags in self.lags_of(data):
+            for base in range(len(self.bases)):
+                values, vectors, rotated = self._decompose(data, base, lags)
+                for penalty in self.PENALTIES:
+                    shrunk = rotated / (values + penalty * values.mean().clamp(min=1e-12))[:, None]
+                    weights = (vectors @ shrunk).unflatten(1, (data.horizon, -1)).transpose(0, 1)
+                    errors = self._errors(data, base, lags, weights)
+                    for step in torch.nonzero(errors < best)[:, 0].tolist():
+                        self.maps[step] = (base, lags, weights[step].float())
+                    best = torch.minimum(best, errors)
+
+    @classmethod
+    def lags_of(cls, data: SensorData) -> list[int]:
+        """Return the lags whose cross products fit into memory."""
+        nodes = len(data.ids)
+        within = [lags for lags in cls.LAGS if lags <= data.history]
+        return [lags for lags in within if 8 * nodes * lags * nodes * (lags + data.horizon) <= cls.MEMORY]
+
+    @classmethod
+    def fits(cls, data: SensorData) -> bool:
+        """Tell whether any lags fit."""
+        return bool(cls.lags_of(data))
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return (B, Q, N)."""
+        import torch
+
+        steps = []
+        for step, (base, lags, weights) in enumerate(self.maps):
+            level = self.bases[base].at(batch, slice(self.history + step, self.history + step + 1))[:, 0]
+            steps.append(level + self._inputs(batch, base, lags) @ weights.to(level))
+        return torch.stack(steps, dim=1)
+
+    def _inputs(self, batch: Batch, base: int, lags: int) -> Tensor:
+        """Return (B, F)."""
+        last = slice(self.history - lags, self.history)
+        deviation = batch["x"][:, last] - self.bases[base].at(batch, last)
+        return deviation.where(batch["x_mask"][:, last], 0.0).flatten(1)
+
+    def _targets(self, batch: Batch, base: int) -> Tensor:
+        """Return (B, Q, N)."""
+        deviation = batch["y"] - self.bases[base].at(batch, slice(self.history, None))
+        return deviation.where(batch["y_mask"], 0.0)
+
+    def _decompose(self, data: SensorData, base: int, lags: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return eigenvalues (F,) and -vectors (F, F) of the inputs' cross products, and theirs with the targets."""
+        import torch
+
+        nodes = len(data.ids)
+        gram = torch.zeros(nodes * lags, nodes * lags, dtype=torch.float64)
+        moment = torch.zeros(nodes * lags, data.horizon * nodes, dtype=torch.float64)
+        for batch in _chunks(data.source("train"), lags + data.horizon):
+            inputs = self._inputs(batch, base, lags).double()
+            gram += inputs.T @ inputs
+            moment += inputs.T @ self._targets(batch, base).double().flatten(1)
+        values, vectors = torch.linalg.eigh(gram)
+        return values.clamp(min=0), vectors, vectors.T @ moment
+
+    def _errors(self, data: SensorData, base: int, lags: int, weights: Tensor) -> Tensor:
+        """Return the summed absolute errors over the validation windows, (Q,), of weights (Q, F, N)."""
+        import torch
+
+        errors = torch.zeros(data.horizon, dtype=torch.float64)
+        for batch in _chunks(data.source("validation"), lags + data.horizon):
+            forecast = torch.einsum("bf,qfn->bqn", self._inputs(batch, base, lags).double(), weights)
+            error = (forecast - self._targets(batch, base)).abs()
+            errors += error.where(batch["y_mask"], 0.0).sum(dim=(0, 2))
+        return errors
 
 
 def _chunks(source: WindowSource, features: int) -> Iterator[Batch]:

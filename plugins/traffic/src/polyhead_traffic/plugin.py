@@ -16,6 +16,7 @@ GMAN = ModelSpec(
         "tiny": {"depth": 1, "heads": 4, "head_dim": 4},
         "small": {"depth": 1, "heads": 8, "head_dim": 8},
         "paper": {"depth": 3, "heads": 8, "head_dim": 8},
+        "groups": {"depth": 1, "heads": 8, "head_dim": 8, "group_size": 9},
     },
 )
 
@@ -33,8 +34,14 @@ SENSORS = DatasetSpec(
     target="polyhead_traffic.formats:open_folder",
     summary="your own sensors, or a public benchmark, from a file or a folder",
     formats=(
-        "tgcn: NAME_speed.csv (header: sensor ids; no times) and NAME_adj.csv (square matrix)",
-        "wide: CSV or Parquet with a column of times and one column a sensor; edges in a CSV (from,to,distance)",
+        "wide: CSV or Parquet, a column of times and one column a sensor",
+        "long: CSV timestamp,sensor_id,value",
+        "tgcn: NAME_speed.csv without times, with NAME_adj.csv",
+        "h5: pandas HDF5 (METR-LA, PEMS-BAY, LargeST)",
+        "npz: NPZ with an array data (PEMS03/04/07/08, STAEformer, LargeST)",
+        "basicts: {train,val,test}_data.npy with meta.json, or data.dat with desc.json",
+        "mat: MATLAB tensor (transdim)",
+        "beside them: edges (from,to,distance), a matrix, or GMAN's Adj; coordinates; GMAN's SE",
     ),
     source="https://github.com/lehaifeng/T-GCN (METR-LA week), https://github.com/liyaguang/DCRNN (METR-LA, PEMS-BAY)",
     licence="that of the files",

@@ -157,6 +157,6 @@ class ForecastSettings(TaskSettings):
 
     data: SensorSettings = SensorSettings()
     task: ForecastTaskSettings = ForecastTaskSettings()
-    model: ModelSettings = ModelSettings(name="gman")
+    model: ModelSettings = ModelSettings(name="gman", preset="small")
     train: ForecastTrainSettings = ForecastTrainSettings()
     predict: PredictSettings = PredictSettings()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from polyhead.artifacts import atomic_file
 from polyhead.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from polyhead.manifest import resolve
+from polyhead.models import load
 from polyhead.plugins import find_model
 from polyhead.protocols import Batch, Monitor, Picture, Predictor, Ratio
 from polyhead_traffic.baselines import fit_baselines
@@ -143,9 +144,7 @@ class ForecastTask:
             if config.get(key, value) != value:
                 raise ConfigError(f"model.{key} is {config[key]}, but the data have {value}. Leave it out.")
         values = {"use_day_of_week": self.use_day_of_week, **config, **determined}
-        model: nn.Module = cls(
-            cls.Config(**{key: value for key, value in values.items() if key in known or key in config})
-        )
+        model = load(name, **{key: value for key, value in values.items() if key in known or key in config})
         set_data: Any = getattr(model, "set_data", None)
         if set_data is not None:
             where = None if self.embedding is None else torch.from_numpy(self.embedding)
