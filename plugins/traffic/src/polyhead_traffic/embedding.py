@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from polyhead_traffic.data import SensorGraph
 
-__all__ = ["graph_data", "laplacian", "node2vec", "skip_gram", "walks"]
+__all__ = ["graph_data", "laplacian", "node2vec", "skip_gram", "spectral_partition", "walks"]
 
 DENSE_NODES = 2000
 """Up to this many sensors all eigenvectors are computed, which is exact; beyond, only those that are wanted."""
@@ -221,6 +222,60 @@ def laplacian(graph: SensorGraph, nodes: int, *, dim: int = 64, seed: int = 0) -
     return np.pad(vectors, ((0, 0), (0, dim - wanted))).astype(np.float32)
 
 
+def spectral_partition(graph: SensorGraph, sizes: Sequence[int]) -> NDArray[np.int64]:
+    """Cut a network into groups of given sizes that few edges join: for attention in groups.
+
+    The sensors, in the order of the second eigenvector of the normalised Laplacian (edges taken both ways), are cut
+    in two, and each part again, until every part is one group. Equal networks give equal partitions.
+
+    Args:
+        graph: directed, weighted.
+        sizes: sensors of each group, such as ``balanced_sizes(nodes, group_size)``; their sum is the number of sensors.
+
+    Returns:
+        The group of each sensor, shape (N,), numbered as in ``sizes``.
+
+    Complexity: O(N³) up to `DENSE_NODES` sensors in a part; beyond, that of a sparse eigenvector.
+    Source: Shi and Malik 2000, "Normalized Cuts and Image Segmentation", cut where the sizes ask for it.
+    """
+    utils = _geometric().utils
+    nodes = sum(sizes)
+    data = graph_data(graph, nodes)
+    both = utils.to_undirected(data.edge_index, data.edge_weight.double(), num_nodes=nodes, reduce="max")
+    matrix = utils.to_scipy_sparse_matrix(*both, num_nodes=nodes).tocsr()
+    labels = np.empty(nodes, dtype=np.int64)
+    parts = [(np.arange(nodes), 0, len(sizes))]
+    while parts:
+        own, first, last = parts.pop()
+        if last - first == 1:
+            labels[own] = first
+            continue
+        middle = (first + last) // 2
+        order = own[np.argsort(_fiedler(matrix[own][:, own]), kind="stable")]
+        cut = sum(sizes[first:middle])
+        parts += [(np.sort(order[:cut]), first, middle), (np.sort(order[cut:]), middle, last)]
+    return labels
+
+
+def _fiedler(weights: csr_matrix) -> NDArray[np.float64]:
+    """Return the second eigenvector of the random-walk Laplacian of symmetric weights."""
+    from scipy.sparse import diags_array, eye_array
+    from scipy.sparse.linalg import eigsh
+
+    degree = np.asarray(weights.sum(axis=1)).ravel()
+    # A sensor without edges keeps a row of its own.
+    root = diags_array(1 / np.sqrt(np.where(degree > 0, degree, 1.0)))
+    laplacian = eye_array(weights.shape[0]) - root @ weights @ root
+    if weights.shape[0] <= DENSE_NODES:
+        second = np.linalg.eigh(laplacian.toarray())[1][:, 1]
+    else:
+        start = np.random.default_rng(0).standard_normal(weights.shape[0])
+        values, vectors = eigsh(laplacian.tocsc(), k=2, sigma=-0.01, which="LM", v0=start)
+        second = vectors[:, np.argsort(values)[1]]
+    # An eigenvector of one part of a network is 0 elsewhere up to rounding, which must not decide an order.
+    return np.round(root @ second, 9)
+
+
 def _geometric() -> ModuleType:
     """Import torch-geometric without the deprecation of torch.jit.script, which torch raises on its classes."""
     with warnings.catch_warnings():
@@ -245,7 +300,9 @@ def _pairs(
         rows, columns, values = [], [], []
         for apart in range(1, min(window, length - 1) + 1):
             one, other = path[:, :-apart].ravel(), path[:, apart:].ravel()
-            seen = (one >= 0) & (other >= 0) & (one != other)
+            # A walk that comes back makes a pair of a sensor with itself, as in word2vec: without these, vectors of
+            # neighbours are much less alike.
+            seen = (one >= 0) & (other >= 0)
             rows += [one[seen], other[seen]]
             columns += [other[seen], one[seen]]
             # word2vec draws its window from 1 to ``window``; this is the chance that the pair falls into it.
