@@ -57,7 +57,8 @@ def test(workers: int) -> list[Step]:
         )
         for app in apps()
     ]
-    if (ROOT / "tests" / "kernels").is_dir():
+    files = (ROOT / "tests" / "kernels").rglob("test_*.py")
+    if any("mark.interpret" in path.read_text(encoding="utf-8") for path in files):
         # Triton reads the switch when it is imported, so its interpreter needs a process of its own.
         command = [*pytest, "-m", "interpret and not slow", "tests/kernels"]
         steps.append(Step("tests, interpreter", command, {**quiet, "TRITON_INTERPRET": "1"}, (0, NO_TESTS)))
