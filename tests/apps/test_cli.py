@@ -91,7 +91,10 @@ def umbrella(
 def test_doctor_says_what_there_is(
     umbrella: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from polyhead.ops import registry
+
     monkeypatch.setenv("POLYHEAD_SHARED", "here")
+    monkeypatch.setattr(type(registry), "operators", lambda self: ("softmax_attention",))
     code, out, err = umbrella("doctor", "--json")
     assert (code, err) == (0, "")
     document = json.loads(out)
@@ -115,12 +118,21 @@ def test_doctor_fails_where_a_plugin_does(umbrella: Callable[..., Any], monkeypa
     assert 'Plugin "fakee" (not installed) failed to load' in out
 
 
+def test_doctor_names_operators_that_do_not_load(umbrella: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyhead.ops import registry
+
+    monkeypatch.setattr(type(registry), "operators", lambda self: ("softmax_attention", "lost"))
+    code, out, _ = umbrella("doctor", "--json")
+    assert code == 1
+    assert list(json.loads(out)["kernels"]) == ["softmax_attention"]
+    assert any(failure.startswith('Operator "lost" failed to load: ') for failure in json.loads(out)["failures"])
+
+
 def test_kernels_are_listed_explained_and_verified(
     umbrella: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [each["name"] for each in json.loads(umbrella("kernels", "list", "--json")[1])["operators"]] == [
-        "softmax_attention"
-    ]
+    listed = umbrella("kernels", "list", "--op", "softmax_attention", "--json")[1]
+    assert [each["name"] for each in json.loads(listed)["operators"]] == ["softmax_attention"]
     call = ("softmax_attention", "--shape", "2,8,128,64")
     code, out, _ = umbrella("kernels", "explain", *call, "--set", "causal=true")
     assert code == 0

@@ -71,16 +71,12 @@ def list_plugins(as_json: AsJson = False) -> None:
 @cli.command("doctor")
 @with_debug
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine and this environment have; paste it into a bug report."""
+    """Say what this machine and this environment have; exit code 1 if something does not load."""
     report = _doctor()
     if as_json:
         Console().result(json.dumps(report, indent=2))
-        return
-    for section, values in report.items():
-        typer.echo(section)
-        lines = values if isinstance(values, list) else _aligned(values)
-        for line in lines or ["none"]:
-            typer.echo(f"  {line}")
+    else:
+        _print(report)
     if report["failures"]:
         raise typer.Exit(1)
 
@@ -182,6 +178,7 @@ def _doctor() -> dict[str, Any]:
         "devices": ", ".join(["cpu", *devices]),
         "free disk": f"{free / 2**30:.1f} GiB in {os.getcwd()}",
     }
+    kernels, failures = _kernels()
     environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith("POLYHEAD_")}
     return {
         "versions": versions(),
@@ -191,18 +188,28 @@ def _doctor() -> dict[str, Any]:
             f"{plugin.name} ({plugins.manager().origin(plugin.name).distribution or 'this process'})"
             for plugin in plugins.plugins()
         ],
-        "kernels": _kernels(),
-        "failures": [str(failure) for failure in plugins.failures()],
+        "kernels": kernels,
+        "failures": [*(str(failure) for failure in plugins.failures()), *failures],
     }
 
 
-def _kernels() -> dict[str, str]:
-    """Return the kernels of each operator, the highest priority first."""
+def _print(report: Mapping[str, Any]) -> None:
+    for section, values in report.items():
+        typer.echo(section)
+        width = max((len(name) for name in values), default=0)
+        lines = values if isinstance(values, list) else [f"{name:<{width}}  {value}" for name, value in values.items()]
+        for line in lines or ["none"]:
+            typer.echo(f"  {line}")
+
+
+def _kernels() -> tuple[dict[str, str], list[str]]:
+    """Return the kernels of each operator, the highest priority first, and the operators that do not load."""
     from polyhead.ops import registry
 
-    return {name: ", ".join(kernel.name for kernel in registry.kernels(name)) for name in registry.operators()}
-
-
-def _aligned(values: Mapping[str, Any]) -> list[str]:
-    width = max((len(name) for name in values), default=0)
-    return [f"{name:<{width}}  {value}" for name, value in values.items()]
+    kernels, failures = {}, []
+    for name in registry.operators():
+        try:
+            kernels[name] = ", ".join(kernel.name for kernel in registry.kernels(name))
+        except Exception as error:  # whatever is broken is what the report is for
+            failures.append(f'Operator "{name}" failed to load: {error}')
+    return kernels, failures

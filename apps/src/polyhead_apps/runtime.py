@@ -57,7 +57,7 @@ def pick_device(name: str) -> torch.device:
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
-        name = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{local}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     elif name == "cuda" and world_size() > 1:
         name = f"cuda:{local}"
     try:
