@@ -55,8 +55,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 @pytest.fixture
-def shared_manager() -> Iterator[None]:
+def shared_manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
+    monkeypatch.undo()  # before loading anew, or the next file's tests find what this one's variables allow
     plugins.reload()
 
 
