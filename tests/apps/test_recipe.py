@@ -487,3 +487,10 @@ def test_one_process_is_its_own_group() -> None:
     assert distributed.gather_objects("own") == ["own"]
     distributed.join_group()
     distributed.share_buffers(make_net(batch_norm=True))
+
+
+def test_blocks_of_lists_are_sharded_each_for_itself() -> None:
+    model = nn.Sequential(
+        nn.ModuleList([make_net(), nn.Sequential(nn.Linear(1, 1))]), nn.ModuleList([nn.ModuleList([nn.ReLU()])])
+    )
+    assert distributed.sharding(model).transformer_cls_names_to_wrap == ["Net", "ReLU", "Sequential"]

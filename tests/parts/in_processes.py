@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from tests.parts.cases import Case, batch_norm, gman, in_float64, plain
 from tests.parts.training import Numbers
 from torch import nn
@@ -110,15 +111,43 @@ def together(out: Path) -> dict[str, Any]:
     damaged = out / "stopped" / "checkpoints" / "step-12" / "model.safetensors"
     if distributed.rank() == 0:
         damaged.write_bytes(damaged.read_bytes()[:-1])
-    torch.manual_seed(0)
     local = train(plain()._replace(model=Plain(), train=Numbers(20)), out / "local", **noisy)
     own = {
         "resumed": same and resumed.history == whole.history,
+        "sharded": sharded(out),
         "nan": message(lambda: train(spoilt, out / "nan", steps=6)),
         "damaged": message(lambda: train(plain(), out / "stopped", resume="last", **noisy)),
         "buffers": [buffer.tolist() for buffer in local.model.buffers()],
     }
     return {"seen": distributed.gather_objects(own)}
+
+
+def sharded(out: Path) -> dict[str, Any]:
+    """Train with FSDP, stopped and resumed; return how far the weights are from those of DDP."""
+    given: dict[str, Any] = {"steps": 7, "accumulate": 2, "ema_decay": 0.9}
+    expected = train(in_float64(gman()), out / "shared", **given).model.state_dict()
+    real = distributed.start
+
+    def start(precision: str, device: str, model: nn.Module) -> Any:
+        # torch can shard on the CPU; Accelerate would not.
+        accelerator = real(precision, device)
+        for state in (AcceleratorState._shared_state, PartialState._shared_state):
+            state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = distributed.sharding(model)
+        return accelerator
+
+    distributed.start = start  # type: ignore[assignment]
+    try:
+        train(in_float64(gman()), out / "sharded", limit=0.0, **given)
+        result = train(in_float64(gman()), out / "sharded", resume="last", **given)
+    finally:
+        distributed.start = real
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    got = result.model.state_dict()
+    return {
+        "away": max(float((got[name] - value).abs().max()) for name, value in expected.items()),
+        "plain": all(type(value) is nn.Parameter for value in result.model.parameters()),
+    }
 
 
 def message(call: Callable[[], object]) -> str:

@@ -28,7 +28,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stderr[-4000:]
+    assert result.returncode == 0, "\n".join(line for line in result.stderr.splitlines() if "rank0]" in line)
     found: dict[str, Any] = json.loads((out / "found.json").read_text())
     return found
 
@@ -81,3 +81,9 @@ def test_both_processes_raise_the_error_of_one(two: dict[str, Any]) -> None:
 def test_buffers_of_a_layer_that_reduces_nothing_are_shared(two: dict[str, Any]) -> None:
     main, other = (own["buffers"] for own in two["seen"])
     assert main == other
+
+
+def test_sharded_training_is_that_of_ddp_and_resumes(two: dict[str, Any]) -> None:
+    for own in two["seen"]:
+        assert own["sharded"]["away"] < 1e-7
+        assert own["sharded"]["plain"], "the model that is returned is whole"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ from polyhead.errors import ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.utils import FullyShardedDataParallelPlugin
 
 __all__ = [
     "copy_whole",
@@ -22,32 +24,36 @@ __all__ = [
     "join_group",
     "on_main",
     "rank",
+    "sharding",
     "share_buffers",
     "start",
     "sum_over_processes",
     "whole",
     "world",
+    "wrap",
 ]
 
 Result = TypeVar("Result")
 _PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def start(precision: str, device: str = "auto") -> Accelerator:
+def start(precision: str, device: str = "auto", model: nn.Module | None = None) -> Accelerator:
     """Return an Accelerator for this process; it joins the others that torchrun started.
 
-    Parameters are shared by DDP, or sharded by FSDP where ``ACCELERATE_USE_FSDP`` is true.
+    Parameters are shared by DDP, or sharded by FSDP where ``ACCELERATE_USE_FSDP`` is true: every block that the model
+    keeps in a ``ModuleList`` is gathered for itself, and the rest together.
 
     Args:
         precision: "float32", "bf16" or "fp16".
         device: "auto" (this process's GPU if there is one), "cpu", or a device such as "cuda:1" if it is alone.
+        model: what will be trained, for FSDP.
 
     Raises:
         ConfigError: the precision or FSDP is not to be had on this device.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import FullyShardedDataParallelPlugin, GradientAccumulationPlugin
+    from accelerate.utils import GradientAccumulationPlugin
 
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -67,19 +73,34 @@ def start(precision: str, device: str = "auto") -> Accelerator:
             cpu=cpu,
             # The recipe counts micro-batches and divides itself, whatever the environment says.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            fsdp_plugin=FullyShardedDataParallelPlugin(
-                fsdp_version=2,
-                auto_wrap_policy="size_based_wrap",
-                min_num_params=1_000_000,
-                cpu_ram_efficient_loading=False,
-            )
-            if sharded
-            else None,
+            fsdp_plugin=sharding(model) if sharded and model is not None else None,
             # Buffers are shared once a step, see `share_buffers`; so that a loss may run its model several times.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     finally:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+
+
+def wrap(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    """Place a model on its device and wrap it and its optimiser."""
+    with warnings.catch_warnings():
+        # torch 2.14 renamed the option; Accelerate 1.15 knows the old name.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return accelerator.prepare(model, optimizer)
+
+
+def sharding(model: nn.Module) -> FullyShardedDataParallelPlugin:
+    """Return how FSDP shards a model: by the blocks of its lists, and the rest as one."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = [block for blocks in lists for block in blocks if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=sorted({type(block).__name__ for block in blocks}),
+        cpu_ram_efficient_loading=False,
+    )
 
 
 def _launched() -> bool:
