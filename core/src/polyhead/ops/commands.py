@@ -7,7 +7,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from polyhead.errors import ConfigError, UnknownNameError
+import torch
+
+from polyhead.errors import ConfigError, KernelError, UnknownNameError
 from polyhead.ops.selection import explain, registry
 from polyhead.ops.spec import KernelSpec, OperatorSpec
 
@@ -85,7 +87,9 @@ def verify_kernels(
 
     Raises:
         UnknownNameError: no such operator, kernel or dtype.
+        KernelError: the device is not here.
     """
+    _check_device(device)
     from polyhead.testing.operators import implementations, verify
 
     rows = []
@@ -186,6 +190,15 @@ def _options(spec: OperatorSpec, texts: Sequence[str]) -> dict[str, Any]:
         else:
             options[name] = value
     return options
+
+
+def _check_device(device: str) -> None:
+    if device == "meta":
+        raise KernelError('Device "meta" cannot be used here: its tensors have no values.')
+    try:
+        torch.ones(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise KernelError(f'Device "{device}" cannot be used here: {str(error).splitlines()[0]}') from error
 
 
 def _reasons(refused: Mapping[str, list[str]]) -> list[str]:

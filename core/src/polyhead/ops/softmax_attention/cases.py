@@ -32,7 +32,7 @@ def cases() -> Iterable[Case]:
     yield _case("grouped heads", (2, 6, 11, 13, 8), kv_heads=2, mask=_random)
     yield _case("one key head, causal", (2, 4, 11, 11, 8), kv_heads=1, causal=True)
     yield _case("values narrower than keys", (2, 2, 11, 13, 16), value_dim=5, mask=_padding)
-    yield _case("values wider than keys", (2, 2, 11, 13, 3), value_dim=16, traced=True)
+    yield _case("values wider than keys", (2, 2, 11, 13, 3), value_dim=16)
     yield _case("padded keys", (3, 2, 7, 21, 8), mask=_padding)
     yield _case("padded keys, grouped heads, a mask for each head", (2, 4, 7, 9, 8), kv_heads=2, mask=_padding_of_heads)
     yield _case("rows without keys", (2, 3, 9, 11, 8), mask=_holes)
