@@ -12,7 +12,7 @@ app = App(
     summary="Forecast speeds or flows of road sensors with GMAN.",
     tasks=("forecast",),
     demo=Demo(
-        settings={"model.preset": "small", "train.epochs": 8, "train.step_epochs": 2},
+        settings={"model.preset": "small", "train.epochs": 6, "train.step_epochs": 2},
         quick={"model.preset": "tiny", "train.epochs": None, "train.steps": 20},
         note="These data are simulated: the figures say nothing about real roads.",
     ),
