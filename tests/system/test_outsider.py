@@ -83,7 +83,21 @@ def test_the_umbrella_command_lists_it(run: Command) -> None:
 def test_its_command_works_on_a_table_from_fit_to_prediction(run: Command, table: Path, tmp_path: Path) -> None:
     said = run("table-classify", "columns", table, "--target", "level").stdout
     assert said.splitlines() == ["a\t0\t10", "b\t0\t12"]
-    fit = ["--data", table, "--target", "level", "--preset", "tiny", "--epochs", 60, "--set", "train.validate_epochs=20", "--out", "run", "--json"]
+    fit = [
+        "--data",
+        table,
+        "--target",
+        "level",
+        "--preset",
+        "tiny",
+        "--epochs",
+        60,
+        "--set",
+        "train.validate_epochs=20",
+        "--out",
+        "run",
+        "--json",
+    ]
     figures = json.dumps(json.loads(run("table-classify", "fit", *fit).stdout))
     assert "10 nearest rows" in figures
     assert (tmp_path / "run" / "report.html").is_file()
