@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -171,6 +172,24 @@ def test_a_run_stopped_by_a_signal_ends_like_one_that_was_not(tmp_path: Path, st
     assert_same(second, undisturbed)
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_the_workers_alone(tmp_path: Path, number: signal.Signals) -> None:
+    class Stopping(Regression):
+        def before_step(self, model: nn.Module, progress: Progress) -> None:
+            if progress.step == 2:
+                os.killpg(0, number)  # what Ctrl-C in a terminal and the command `timeout` do
+
+    def child() -> None:
+        os.setsid()
+        result = run(tmp_path, task=Stopping(), epochs=2, workers=2)
+        os._exit(result.steps if result.stopped == "interrupted" else 100)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 3
 
 
 def test_the_time_limit_stops_with_a_checkpoint(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ class TrainSettings(Section):
     accumulate: Annotated[int, Field(gt=0, description="micro-batches per optimiser step")] = 1
     optimizer: Annotated[Literal["adam", "adamw", "sgd"], Field(description="optimiser")] = "adamw"
     lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 1e-3
-    betas: Annotated[tuple[float, float], Field(description="Adam's decay rates")] = (0.9, 0.999)
+    betas: Annotated[
+        tuple[float, float], Field(description="Adam's decay rates; sgd takes the first as its momentum")
+    ] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0, description="weight decay, not on biases and norms")] = 0.0
     schedule: Annotated[
         Literal["constant", "cosine", "linear", "step", "inverse_sqrt"],

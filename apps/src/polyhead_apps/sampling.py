@@ -8,7 +8,7 @@ samples on one process as on several.
 from __future__ import annotations
 
 import math
-import signal
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -210,7 +210,7 @@ def _loader(dataset: Dataset[Nest], numbers: range, workers: int, pin: bool) -> 
         pin_memory=pin,
         # Without a generator of its own, every iterator would draw a seed from the global one.
         generator=torch.Generator(),
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_leave_group,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
@@ -219,9 +219,10 @@ def _as_it_is(item: Nest) -> Nest:
     return item
 
 
-def _leave_interrupts(_: int) -> None:
-    """Ctrl-C reaches the whole process group; workers must live until the main process has finished its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_group(_: int) -> None:
+    """Ctrl-C and `timeout` signal the whole process group; workers must live until the main process has stopped."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def _no_rows(batch: Batch) -> Batch:
