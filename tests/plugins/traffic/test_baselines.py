@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ def _all(data: SensorData, split: str = "test") -> Batch:
     return source.fetch(range(len(source)))
 
 
+README = "plugins/traffic/README.md"
+
 # MAE at 15, 30 and 60 minutes on the METR-LA week, 207 sensors, split 70/10/20 by rows.
 REFERENCE = {
     "last value": (3.577, 4.383, 5.797),
@@ -37,18 +39,25 @@ REFERENCE = {
 }
 
 
-def test_the_published_reference_table_is_reproduced(shared: Path) -> None:
+def test_the_published_reference_table_is_reproduced(shared: Path, root: Path) -> None:
     settings = SensorSettings(start="2012-03-01", step="5min")
     data = open_folder(shared / "data" / "traffic" / "metr-la-week", settings)
     batch = _all(data)
+    computed: dict[str, Mapping[str, float]] = {}
     for name, predictor in fit_baselines(data).items():
         metric = ForecastMetric(data.horizon, data.step_s)
         metric.update(predictor(batch), batch)
-        figures = metric.compute()
+        figures = computed[name] = metric.compute()
         for minutes, expected in zip((15, 30, 60), REFERENCE.get(name, ()), strict=False):
             if expected is not None:
                 # Within one in the third decimal: 4.6445 and 5.7975 round either way.
                 assert figures[f"mae_{minutes}min"] == pytest.approx(expected, abs=6e-4), (name, minutes)
+    rows = [line.split("|")[1:-1] for line in (root / README).read_text().splitlines() if line.startswith("| ")]
+    shown = {row[0].strip(): row[1:] for row in rows if row[0].strip() in computed}
+    assert list(shown) == list(computed), "the README shows every baseline"
+    for name, cells in shown.items():
+        for minutes, cell in zip((15, 30, 60), cells, strict=True):
+            assert float(cell) == pytest.approx(computed[name][f"mae_{minutes}min"], abs=6e-4), (name, minutes)
     root_mean_square = ForecastMetric(data.horizon, data.step_s)
     root_mean_square.update(LastValue(data)(batch), batch)
     figures = root_mean_square.compute()

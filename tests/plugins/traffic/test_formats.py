@@ -16,6 +16,7 @@ from polyhead_traffic.data import SensorData
 from polyhead_traffic.formats import FORMATS, open_folder
 from polyhead_traffic.formats.graph import kernel_weights, read_graph
 from polyhead_traffic.formats.table import Table, read_table
+from polyhead_traffic.plugin import polyhead_plugin
 from polyhead_traffic.settings import SensorSettings
 
 HOURS = 48
@@ -529,8 +530,12 @@ def test_folders_without_readings_say_what_is_read(tmp_path: Path) -> None:
         _open(tmp_path / "nowhere")
 
 
-def test_every_format_is_a_choice_of_the_setting() -> None:
+def test_every_format_is_a_choice_of_the_setting_and_documented(root: Path) -> None:
+    readme = (root / "plugins" / "traffic" / "README.md").read_text()
+    (sensors,) = (data for data in polyhead_plugin().datasets if not data.embedded)
+    assert {line.split(":")[0] for line in sensors.formats} == {*FORMATS, "beside them"}
     for name in FORMATS:
+        assert f"| `{name}` |" in readme
         assert SensorSettings.model_validate({"format": name}).format == name
 
 
