@@ -25,8 +25,8 @@ WEEKEND = 5
 """Days of the week from this one on (Monday = 0) are the weekend."""
 FIT_SAMPLES = 20_000_000
 """Most windows times sensors that a shared regression is fitted on; evenly spaced windows beyond that."""
-CHUNK = 1 << 22
-"""Numbers in one chunk of a regression's input: 32 MB in float64."""
+CHUNK = 1 << 20
+"""Numbers in one chunk of a regression's input: 8 MB in float64."""
 SHRINKAGE = tuple(i / 10 for i in range(11))
 
 

@@ -282,14 +282,14 @@ def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[
 
 
 def _has_times(names: list[str], cells: list[str]) -> bool:
-    """Tell whether the first column holds times: its name says so, or its first cell is one."""
+    """Tell whether the first column is meant for times: by its name, or because its first cell is no number."""
     if names[0].lower() in TIME_NAMES:
         return True
+    text = cells[0].strip()
     try:
-        parse_time(cells[0])
+        return text.lower() not in MISSING and not np.isfinite(float(text))
     except ValueError:
-        return False
-    return True
+        return True
 
 
 def check_ids(file: str, ids: tuple[str, ...], offset: int) -> None:
