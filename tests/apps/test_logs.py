@@ -33,7 +33,11 @@ def test_lines_hold_figures_and_no_times(tmp_path: Path) -> None:
     assert scalars(tmp_path)["train/steps_per_s"] == [(1, 3.0)]
 
 
-def test_resuming_cuts_off_what_the_checkpoint_has_not_seen(tmp_path: Path) -> None:
+def test_resuming_cuts_off_what_the_checkpoint_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TensorBoard reads files by name: second, process, count of this process. Two of one second, as only a test makes
+    # them, are in order unless the count goes from 9 to 10 between them.
+    writer: Any = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(0))
     log = RunLog(tmp_path)
     for step in (1, 2, 3):
         log.training(step, step / 4, {"loss": float(step)}, {})

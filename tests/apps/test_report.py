@@ -118,7 +118,9 @@ def test_loss_curve_needs_a_log(tmp_path: Path) -> None:
     ],
 )
 def test_loss_curve_draws_loss_and_the_monitored_metric(tmp_path: Path, monitor: str, caption: str) -> None:
-    lines = [{"step": step, "loss": 1 / (step + 1) if step != 5 else None} for step in range(3000)]
+    lines: list[dict[str, object]] = [
+        {"step": step, "loss": 1 / (step + 1) if step != 5 else None} for step in range(3000)
+    ]
     lines += [{"step": step, "validation": {"mae": step, "rmse": None}} for step in (1000, 2000)]
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
