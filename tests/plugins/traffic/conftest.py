@@ -1,8 +1,9 @@
-"""A small synthetic sensor network."""
+"""A small synthetic sensor network, in memory and in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,3 +44,15 @@ def network() -> Callable[..., SensorData]:
         )
 
     return make
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A file of readings without fault: two days, hourly, of the sensors a, b and c."""
+    lines = ["timestamp,a,b,c"]
+    for row in range(48):
+        when = np.datetime64("2024-03-01T00:00") + np.timedelta64(row, "h")
+        lines.append(",".join([str(when).replace("T", " "), *(str(10 + (row + column) % 7) for column in range(3))]))
+    path = tmp_path / "sensors.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
