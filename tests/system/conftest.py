@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def environment_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path
     It returns the folder of the new environment's commands.
     """
 
+    @cache
     def install(distribution: Path) -> Path:
         folder = tmp_path_factory.mktemp(distribution.name)
         source, made = folder / "source", folder / "wheel"
@@ -108,3 +110,37 @@ def environment_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path
         return python.parent
 
     return install
+
+
+@pytest.fixture
+def outsider(
+    environment_with: Callable[[Path], Path], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs a command of the environment in which the outsider's plugin is installed."""
+    commands = environment_with(Path(__file__).parent / "outsider")
+    variables = {**os.environ, "NO_COLOR": "1", "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+
+    def run(name: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [str(commands / name), *map(str, arguments)],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table for the outsider's plugin, in which the sum of two columns decides the middle one."""
+    path = tmp_path / "mine.csv"
+    numbers = [((7 * i) % 11, (5 * i) % 13) for i in range(143)]
+    lines = [f"{a},{'low' if a + b < 11 else 'high'},{b}" for a, b in numbers]
+    path.write_text("\n".join(["a,level,b", *lines]) + "\n", encoding="utf-8")
+    return path
