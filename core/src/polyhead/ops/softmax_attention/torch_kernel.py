@@ -1,9 +1,7 @@
 """Softmax attention by PyTorch's ``scaled_dot_product_attention``, repaired where that leaves the contract.
 
-This is a composition of PyTorch operators, not an operator registered with torch.library: SDPA is one already, traces
-through torch.compile and torch.export, and picks the fused kernel of each device. Registering one around SDPA's forward
-and backward was measured and dropped: a small call (B2 H4 S12 D8, one thread of a CPU) went from 18 to 27 µs, with
-backward from 92 to 134 µs, inductor saw nothing of SDPA, and there was nothing to win.
+This is a composition of PyTorch operators, not a registered operator of our own: SDPA is one already, traces through
+torch.compile and torch.export, and picks the fused kernel of each device.
 """
 
 from __future__ import annotations
@@ -135,10 +133,11 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float, 
     if q.device.type == "cpu":
         # The CPU's fused kernel wants one width and contiguous rows; all else takes the path that stores the logits.
         q, k, v = (_padded(x, max(q.shape[-1], width)) for x in (q, k, v))
+        learned = added is not None and added.requires_grad  # SDPA then takes that path, which has second derivatives
+        if torch.is_grad_enabled() and not learned and _eager():
+            q, k, v = _FirstOrder.apply(q, k, v)
     grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}  # a branch, since a traced comparison is no bool
     output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=causal, scale=scale, **grouped)
-    if output.grad_fn is not None and _eager() and "FlashAttentionForCpu" in output.grad_fn.name():
-        output.grad_fn.register_hook(_refuse_twice)
     return output if output.shape[-1] == width else output[..., :width]
 
 
@@ -172,19 +171,24 @@ def _of_heads(x: Tensor | None, heads: list[int]) -> Tensor | None:
     return x if x is None or x.shape[1] == 1 else x[:, heads]
 
 
-def _refuse_twice(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...] | None:
-    """Turn a later request for gradients of these gradients into an error with the mend."""
-    if not torch.is_grad_enabled():
-        return None
-    return tuple(x if x is None else _Refuse.apply(x) for x in gradients)
+class _FirstOrder(torch.autograd.Function):
+    """Identity that turns a request for gradients of gradients into an error with the mend."""
+
+    @staticmethod
+    def forward(_ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q.view_as(q), k.view_as(k), v.view_as(v)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Any:
+        return _Refuse.apply(*gradients) if torch.is_grad_enabled() else gradients
 
 
 class _Refuse(torch.autograd.Function):
     """Identity without a derivative."""
 
     @staticmethod
-    def forward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
+    def forward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in gradients)
 
     @staticmethod
     def backward(_ctx: Any, *_gradients: Tensor) -> Any:
