@@ -54,7 +54,7 @@ def forward(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], mask: T
 
 def both(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], mask: Tensor | None) -> list[Tensor]:
     output = function(*inputs, mask)
-    return [output, *torch.autograd.grad(output, inputs, torch.ones_like(output))]
+    return [output.detach(), *torch.autograd.grad(output, inputs, torch.ones_like(output))]
 
 
 def main() -> int:

@@ -180,7 +180,9 @@ def run(spec: OperatorSpec, kernel: KernelSpec, inputs: Inputs) -> dict[str, Ten
     paired = [(x, cotangent(x, at)) for at, x in enumerate(outputs.values()) if x.requires_grad]
     if not wanted or not paired:
         return outputs
-    gradients = torch.autograd.grad([x for x, _ in paired], list(wanted.values()), [g for _, g in paired])
+    gradients = torch.autograd.grad(
+        [x for x, _ in paired], list(wanted.values()), [g for _, g in paired], materialize_grads=True
+    )
     named = {f"gradient of {name}": x for name, x in zip(wanted, gradients, strict=True)}
     return {name: x.detach() for name, x in outputs.items()} | named
 

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyhead.ops import softmax_attention
 from polyhead_traffic.layers import Dense, Moments, NormSettings, Place, Projection, chain, joint_moments
 
 __all__ = ["AttentionSettings", "SpatialAttention", "TemporalAttention", "TransformAttention", "attend"]
-
-
-FAST_HEAD_DIM = 16
-"""Heads narrower than this are padded with zeros for SDPA on the CPU, whose matrix products need a whole vector."""
-LONG = 64
-"""Sequences from this length on, where padding costs less than it saves."""
 
 
 class AttentionSettings(NamedTuple):
@@ -52,12 +45,7 @@ class AttentionSettings(NamedTuple):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """Return softmax attention; q, k, v and the result have shape (batch, heads, seq, head_dim)."""
-    head_dim = q.shape[-1]
-    pad = (0, max(0, FAST_HEAD_DIM - head_dim))
-    if pad[1] and q.device.type == "cpu" and q.shape[2] >= LONG:
-        q, k, v = (F.pad(part, pad) for part in (q, k, v))
-    y = softmax_attention(q, k, v, causal=causal, scale=head_dim**-0.5).output
-    return y[..., :head_dim]
+    return softmax_attention(q, k, v, causal=causal).output
 
 
 def attend_sensors(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

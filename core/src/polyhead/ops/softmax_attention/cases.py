@@ -24,6 +24,10 @@ def cases() -> Iterable[Case]:
     for length in (31, 32, 33, 64, 65, 257):
         yield _case(f"length {length}", (1, 2, length, length, 8), causal=length % 2 == 1)
     yield _case("several blocks", (1, 1, 801, 1027, 4), mask=_random)
+    yield _case("many short sequences", (32, 8, 12, 9, 8), value_dim=5)
+    yield _case("many short sequences, causal", (32, 8, 12, 12, 4), causal=True, scale=-0.6, layout=_heads_inside)
+    yield _case("many short sequences, large logits", (2, 128, 5, 16, 8), spread=80.0, return_weights=[3])
+    yield _case("narrow heads, long", (1, 2, 130, 141, 5), value_dim=9)
     yield _case("causal", (2, 2, 19, 19, 8), causal=True)
     yield _case("causal, one query", (2, 2, 1, 19, 8), causal=True)
     yield _case("causal, few queries", (2, 2, 5, 19, 8), causal=True)

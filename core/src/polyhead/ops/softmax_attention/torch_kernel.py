@@ -1,7 +1,9 @@
 """Softmax attention by PyTorch's ``scaled_dot_product_attention``, repaired where that leaves the contract.
 
-This is a composition of PyTorch operators, not a registered operator of our own: SDPA is one already, traces through
-torch.compile and torch.export, and picks the fused kernel of each device.
+This is a composition of PyTorch operators, not an operator registered with torch.library: SDPA is one already, traces
+through torch.compile and torch.export, and picks the fused kernel of each device. Registering one around SDPA's forward
+and backward was measured and dropped: a small call (B2 H4 S12 D8, one thread of a CPU) went from 18 to 27 µs, with
+backward from 92 to 134 µs, inductor saw nothing of SDPA, and there was nothing to win.
 """
 
 from __future__ import annotations
@@ -14,11 +16,17 @@ from torch import Tensor
 
 from polyhead.errors import KernelError
 from polyhead.ops.softmax_attention import SoftmaxAttention
+from polyhead.ops.softmax_attention.short import NO_SECOND, attend_short, is_short
 
 __all__ = ["softmax_attention"]
 
 TAME = 1e15
 """Values below this neither are NaN or Inf nor become so in a product of two, summed over head_dim, in float32."""
+VECTOR = 16
+"""Numbers in a vector of the processor: narrower float32 heads are padded to it, which takes 0.7 of the time at
+head_dim 8 and length 512, forward and with backward."""
+LONG = 128
+"""Lengths from which padding costs less than it saves."""
 
 
 def softmax_attention(
@@ -61,6 +69,8 @@ def _allowed(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor 
 
 def _unmasked(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
     """Align SDPA's top-left triangle bottom right: it is the same for Sq = Sk, so make that of the other cases."""
+    if _eager() and is_short(q, k, v, causal):
+        return attend_short(q, k, v, causal, scale)
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:
         return _fused(q, k, v, None, scale)
@@ -69,9 +79,8 @@ def _unmasked(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Te
     if queries > keys:  # the first queries come before every key
         output = _fused(q[:, :, queries - keys :], k, v, None, scale, causal=True)
         return F.pad(output, (0, 0, queries - keys, 0))
-    if (
-        2 * queries > keys
-    ):  # queries that nobody reads cost less than a mask: no memory, and half of the work is skipped
+    if 2 * queries > keys:
+        # Queries that nobody reads cost less than a mask: they take no memory, and half of the work is skipped.
         return _fused(F.pad(q, (0, 0, keys - queries, 0)), k, v, None, scale, causal=True)[:, :, keys - queries :]
     allowed = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
     return _fused(q, k, v, allowed[None, None], scale)
@@ -132,12 +141,15 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float, 
     width = v.shape[-1]
     if q.device.type == "cpu":
         # The CPU's fused kernel wants one width and contiguous rows; all else takes the path that stores the logits.
-        q, k, v = (_padded(x, max(q.shape[-1], width)) for x in (q, k, v))
-        learned = added is not None and added.requires_grad  # SDPA then takes that path, which has second derivatives
-        if torch.is_grad_enabled() and not learned and _eager():
-            q, k, v = _FirstOrder.apply(q, k, v)
+        wide = max(q.shape[-1], width)
+        if _eager() and q.dtype == torch.float32 and min(q.shape[2], k.shape[2]) >= LONG:  # no guard on a traced length
+            wide = max(wide, VECTOR)
+        q, k, v = (_padded(x, wide) for x in (q, k, v))
     grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}  # a branch, since a traced comparison is no bool
     output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=causal, scale=scale, **grouped)
+    # Only SDPA's fused node has no second derivative. Dynamo cannot trace a question about nodes, and needs no answer.
+    if _eager() and output.grad_fn is not None and "FlashAttentionForCpu" in output.grad_fn.name():
+        output.grad_fn.register_hook(_refuse_twice)
     return output if output.shape[-1] == width else output[..., :width]
 
 
@@ -171,28 +183,20 @@ def _of_heads(x: Tensor | None, heads: list[int]) -> Tensor | None:
     return x if x is None or x.shape[1] == 1 else x[:, heads]
 
 
-class _FirstOrder(torch.autograd.Function):
-    """Identity that turns a request for gradients of gradients into an error with the mend."""
-
-    @staticmethod
-    def forward(_ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return q.view_as(q), k.view_as(k), v.view_as(v)
-
-    @staticmethod
-    def backward(_ctx: Any, *gradients: Tensor) -> Any:
-        return _Refuse.apply(*gradients) if torch.is_grad_enabled() else gradients
+def _refuse_twice(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...] | None:
+    """Turn a later request for gradients of these gradients into an error with the mend."""
+    if not torch.is_grad_enabled():
+        return None
+    return tuple(x if x is None else _Refuse.apply(x) for x in gradients)
 
 
 class _Refuse(torch.autograd.Function):
     """Identity without a derivative."""
 
     @staticmethod
-    def forward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.view_as(x) for x in gradients)
+    def forward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
 
     @staticmethod
     def backward(_ctx: Any, *_gradients: Tensor) -> Any:
-        raise KernelError(
-            'Kernel "torch" of softmax_attention has no gradients of gradients: SDPA has none. '
-            'Run the forward pass under polyhead.use_kernel(softmax_attention="reference").'
-        )
+        raise KernelError(NO_SECOND)
