@@ -6,6 +6,7 @@ bottom right. ``python -m polyhead kernels list`` shows what there is, ``explain
 
 from polyhead.ops.call import Call, TensorInfo
 from polyhead.ops.choice import use_kernel
+from polyhead.ops.decay_attention import DecayAttention, decay_attention
 from polyhead.ops.selection import Explanation, Registry, SlowKernelWarning, dispatch, explain, registry
 from polyhead.ops.softmax_attention import SoftmaxAttention, softmax_attention
 from polyhead.ops.spec import Case, Cost, Inputs, KernelSpec, OperatorSpec
@@ -14,6 +15,7 @@ __all__ = [
     "Call",
     "Case",
     "Cost",
+    "DecayAttention",
     "Explanation",
     "Inputs",
     "KernelSpec",
@@ -22,6 +24,7 @@ __all__ = [
     "SlowKernelWarning",
     "SoftmaxAttention",
     "TensorInfo",
+    "decay_attention",
     "dispatch",
     "explain",
     "registry",

@@ -232,7 +232,13 @@ def _prepare(registry: Registry, operator: str) -> bool:
     return True
 
 
-registry = Registry({"softmax_attention": "polyhead.ops.softmax_attention.spec:SPEC"}, plugins=True)
+registry = Registry(
+    {
+        "decay_attention": "polyhead.ops.decay_attention.spec:SPEC",
+        "softmax_attention": "polyhead.ops.softmax_attention.spec:SPEC",
+    },
+    plugins=True,
+)
 """The operators of Polyhead; plugins add kernels by the hook ``polyhead_register_kernels(registry)``."""
 
 
