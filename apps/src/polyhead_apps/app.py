@@ -24,11 +24,21 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-__all__ = ["App", "Demo", "run"]
+__all__ = ["App", "Arm", "Demo", "run"]
 
 
 def _nothing() -> Mapping[str, Any]:
     return MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of several models, or settings, that a demo trains and compares."""
+
+    name: str
+    """What tables call it."""
+    settings: Mapping[str, Any] = field(default_factory=_nothing)
+    """Dotted settings over those of the demo: ``{"model.name": "seq2seq"}``."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +51,12 @@ class Demo:
     """Dotted settings that ``--quick`` puts over ``settings``: the same path at toy size in at most 60 s."""
     note: str = ""
     """One sentence that every output of the demo carries."""
+    arms: tuple[Arm, ...] = ()
+    """What is compared, the plugin's own model first; none: one run with ``settings``."""
+    seeds: int = 1
+    """Runs of each arm, with seeds that count up from the user's; the quick demo makes one."""
     function: str = ""
-    """``"module:function"`` that replaces the demo of an app with several arms; it takes the arguments of
-    `polyhead_apps.verbs.demo.demo`."""
+    """``"module:function"`` that replaces the demo; it takes the arguments of `polyhead_apps.verbs.demo.demo`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,9 @@ class App:
     tasks: tuple[str, ...]
     """Names of the plugin's tasks; the first is the default of ``--task``."""
     demo: Demo = field(default_factory=Demo)
+    """That of every task which has none in ``demos``."""
+    demos: Mapping[str, Demo] = field(default_factory=lambda: MappingProxyType({}))
+    """Demos by task."""
     commands: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Further verbs: ``{"simulate": "module:function"}``, plain annotated functions given to Typer.
 

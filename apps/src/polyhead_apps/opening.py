@@ -71,7 +71,9 @@ def embedded_default(spec: TaskSpec) -> str:
 
 
 def find_data(spec: TaskSpec, given: str | None) -> tuple[DatasetSpec, Path | None]:
-    """Return the dataset that ``--data`` means, and the path of its files; None for an embedded one.
+    """Return the dataset that ``--data`` means, and the path of its files; None for one that is meant by its name.
+
+    A file or folder here of the same name as a public dataset is what is meant.
 
     Raises:
         UsageError: nothing is given, or the name of a dataset that reads files.
@@ -79,6 +81,7 @@ def find_data(spec: TaskSpec, given: str | None) -> tuple[DatasetSpec, Path | No
     """
     known = dataset_specs(spec)
     embedded = [name for name, dataset in known.items() if dataset.embedded]
+    public = [name for name, dataset in known.items() if dataset.files]
     if given is None:
         also = f", or an embedded dataset: {', '.join(embedded)}" if embedded else ""
         raise UsageError(f"Which data? Give --data PATH{also}. The command `datasets` lists what can be read.")
@@ -87,20 +90,31 @@ def find_data(spec: TaskSpec, given: str | None) -> tuple[DatasetSpec, Path | No
     path = Path(given)
     if path.exists():
         for dataset in known.values():
-            if not dataset.embedded:
+            if not dataset.embedded and not dataset.files:
                 return dataset, path
         raise UsageError(f'Task "{spec.name}" reads no files: --data takes {", ".join(embedded)}.')
+    if given in public:
+        return known[given], None
     if given in known:
         raise UsageError(f'Dataset "{given}" reads your files: give their path, --data PATH.')
     text = f"--data {given}: no such file, folder or dataset."
     if guess := nearest(given, known):
         text += f' Did you mean "{guess}"?'
-    raise DataError(f"{text}  Embedded: {', '.join(embedded) or 'none'}")
+    fetched = f"; public: {', '.join(public)}" if public else ""
+    raise DataError(f"{text}  Embedded: {', '.join(embedded) or 'none'}{fetched}")
 
 
 def open_data(spec: TaskSpec, given: str | None, settings: Section) -> Data:
-    """Open a dataset; see `find_data` for what ``given`` means. Errors are those of the adapter."""
+    """Open a dataset; see `find_data` for what ``given`` means. Errors are those of the adapter.
+
+    Raises:
+        DataError: a public dataset has not been fetched; names the command that does it.
+    """
+    from polyhead_apps.fetching import fetched
+
     dataset, path = find_data(spec, given)
+    if dataset.files and path is None:
+        path = fetched(dataset)
     opened: Data = resolve(dataset.target)(path, settings)
     return opened
 

@@ -96,7 +96,7 @@ COMMON: Mapping[str, tuple[Any, Any]] = {
         "--data",
         panel=DATA,
         metavar="PATH|NAME",
-        help="Folder, file or embedded dataset.",
+        help="Folder, file, or a dataset's name.",
     ),
     "model": _option(
         str | None,

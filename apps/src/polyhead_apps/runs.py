@@ -148,9 +148,9 @@ def check_out(out: Path, *, force: bool) -> None:
 
 
 def runs(app: str) -> list[Run]:
-    """Return the app's runs in the default place, the newest first."""
+    """Return the app's runs in the default place, those of comparisons included, the newest first."""
     found = []
-    for record in (RUNS / app).glob(f"*/{RECORD}"):
+    for record in [*(RUNS / app).glob(f"*/{RECORD}"), *(RUNS / app).glob(f"*/*/{RECORD}")]:
         run = Run(record.parent)
         try:
             started = str(run.record.get("started", ""))

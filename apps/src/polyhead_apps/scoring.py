@@ -55,6 +55,8 @@ class Scores:
             "split": self.split,
             "model": self.model,
             "monitor": self.monitor,
+            "directions": dict(self.directions),
+            "headline": list(self.headline),
             "metrics": _finite(self.metrics),
             "baselines": {name: _finite(figures) for name, figures in self.baselines.items()},
         }
@@ -96,8 +98,9 @@ def score(
     settings: TaskSettings,
     device: torch.device,
     console: Console,
+    baselines: bool = True,
 ) -> Scores:
-    """Return the metrics of the model and of every baseline on a split; in several processes, the same in each.
+    """Return the metrics of the model and, if asked, of every baseline on a split; the same in all processes.
 
     Which direction is better is the task's attribute ``directions`` (metric to "min" or "max") where it has one, and
     that of its monitor for every other metric. A task with many metrics names those of the table in ``headline``.
@@ -113,14 +116,14 @@ def score(
     }
 
     metrics = recipe.evaluate(recipe.predictor(model.to(device), task), task, source, **options)
-    baselines = {
+    others = {
         baseline: recipe.evaluate(predictor, task, source, label=baseline, **options)
-        for baseline, predictor in task.baselines(data).items()
+        for baseline, predictor in (task.baselines(data) if baselines else {}).items()
     }
     own: Mapping[str, Direction] = getattr(task, "directions", {})
     directions = {metric: own.get(metric, task.monitor.direction) for metric in metrics}
     headline = tuple(getattr(task, "headline", ()))
-    return Scores(split, name, metrics, baselines, task.monitor.name, directions, headline)
+    return Scores(split, name, metrics, others, task.monitor.name, directions, headline)
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:

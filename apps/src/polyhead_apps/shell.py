@@ -47,9 +47,10 @@ class Verb:
     options: tuple[str, ...]
     sections: tuple[str, ...] = ()
     """Sections of the task's settings whose fields become options."""
-    path: bool = False
-    """True if it takes data as an argument."""
+    argument: tuple[str, str, str] | None = None
+    """The argument that it takes: parameter, what help calls it, help."""
     group: str = ""
+    """The command it is part of; that command itself, if it has this name."""
 
 
 VERBS: Mapping[str, Verb] = {
@@ -93,7 +94,7 @@ VERBS: Mapping[str, Verb] = {
         "Read a dataset as `fit` would, and say what was found or what is wrong.",
         ("task", "config", "sets", "as_json", *SAY),
         ("data",),
-        path=True,
+        argument=("data", "PATH", "Folder or file, or a dataset's name."),
         group="data",
     ),
     "models": Verb("polyhead_apps.verbs.models:models", "List the models.", ("as_json", *SAY)),
@@ -101,8 +102,21 @@ VERBS: Mapping[str, Verb] = {
         "polyhead_apps.verbs.datasets:datasets",
         "List the datasets: what is embedded, what can be read, where to get public data.",
         ("as_json", *SAY),
+        group="datasets",
+    ),
+    "get": Verb(
+        "polyhead_apps.verbs.datasets:get",
+        "Fetch a public dataset: every file is checked against its digest; an interrupted transfer goes on.",
+        ("out", "as_json", *SAY),
+        argument=("name", "NAME", "A public dataset that `datasets` lists."),
+        group="datasets",
     ),
 }
+GROUPS: Mapping[str, str] = {
+    "data": "Look at data before using them.",
+    "datasets": VERBS["datasets"].help,
+}
+"""Commands that have commands, and their help."""
 
 
 def main(app: App, arguments: Sequence[str] | None = None) -> int:
@@ -163,10 +177,14 @@ def build(app: App, arguments: Sequence[str] = ()) -> typer.Typer:
         parent = command
         if verb.group:
             if verb.group not in groups:
-                groups[verb.group] = _typer("Look at data before using them.", "")
+                groups[verb.group] = _typer(GROUPS[verb.group], "", bare=verb.group not in VERBS)
                 command.add_typer(groups[verb.group], name=verb.group)
             parent = groups[verb.group]
-        parent.command(name, help=verb.help)(_verb(app, verb, settings, arguments))
+        function = _verb(app, verb, settings, arguments)
+        if name == verb.group:
+            parent.callback(invoke_without_command=True)(_unless_called(function))
+        else:
+            parent.command(name, help=verb.help)(function)
     called = next((argument for argument in arguments if not argument.startswith("-")), "")
     for name, reference in app.commands.items():
         if name == called:
@@ -177,11 +195,11 @@ def build(app: App, arguments: Sequence[str] = ()) -> typer.Typer:
     return command
 
 
-def _typer(summary: str, epilog: str) -> typer.Typer:
+def _typer(summary: str, epilog: str, *, bare: bool = True) -> typer.Typer:
     return typer.Typer(
         help=summary,
         epilog=epilog or None,
-        no_args_is_help=True,
+        no_args_is_help=bare,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -217,10 +235,23 @@ def _verb(app: App, verb: Verb, settings: Sequence[Any], arguments: Sequence[str
         resolve(verb.target)(app, given, console, **values)
 
     parameters = [*common[:1], *(option.parameter for option in fields), *common[1:]] if fields else common
-    if verb.path:
-        path = Annotated[str, typer.Argument(metavar="PATH", help="Folder or file, or an embedded dataset's name.")]
-        parameters = [inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=path), *parameters]
+    if verb.argument is not None:
+        name, metavar, text = verb.argument
+        typed = Annotated[str, typer.Argument(metavar=metavar, help=text)]
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typed), *parameters]
     return _with_signature(call, parameters)
+
+
+def _unless_called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the callback of a command that has commands: it does its own work only if none of them is called."""
+
+    def call(context: typer.Context, **values: Any) -> None:
+        if context.invoked_subcommand is None:
+            function(**values)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    context = inspect.Parameter("context", kind, annotation=typer.Context)
+    return _with_signature(call, [context, *inspect.signature(function).parameters.values()])
 
 
 def _with_signature(call: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Callable[..., Any]:

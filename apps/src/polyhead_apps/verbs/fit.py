@@ -117,6 +117,7 @@ def train(
     base: Mapping[str, Any] = _NO_BASE,
     note: str = "",
     name: str = "",
+    baselines: bool = True,
 ) -> Fitted:
     """Do what `fit` does, up to the report, and print no result.
 
@@ -136,6 +137,7 @@ def train(
         base: dotted settings below the user's, such as those of a demo.
         note: a sentence that every output carries.
         name: what the run is called after its time; the model's name if empty.
+        baselines: measure them too.
 
     Raises:
         PolyheadError: whatever is wrong with settings, data or checkpoints, each with its mend.
@@ -242,7 +244,15 @@ def train(
             state = {"plugin": app.plugin, "task": spec.name, "state": learner.state()}
             save_pretrained(result.model, run.model, extra={TASK_FILE: state})
         scores = score(
-            result.model, model_name, learner, opened, split="test", settings=settings, device=where, console=console
+            result.model,
+            model_name,
+            learner,
+            opened,
+            split="test",
+            settings=settings,
+            device=where,
+            console=console,
+            baselines=baselines,
         )
         console.line(scores.sentence())
         record = run.record
@@ -252,6 +262,7 @@ def train(
             "run": str(run.folder),
             "data": {key: record["data"][key] for key in ("name", "provenance", "licence")},
             "note": record["note"],
+            "seed": settings.seed,
             "steps": result.steps,
             "stopped": result.stopped,
             "best": {learner.monitor.name: result.best_metric},
