@@ -9,7 +9,7 @@ from polyhead.ops.choice import use_kernel
 from polyhead.ops.decay_attention import DecayAttention, decay_attention
 from polyhead.ops.selection import Explanation, Registry, SlowKernelWarning, dispatch, explain, registry
 from polyhead.ops.softmax_attention import SoftmaxAttention, softmax_attention
-from polyhead.ops.spec import Case, Cost, Inputs, KernelSpec, OperatorSpec
+from polyhead.ops.spec import Case, Cost, Inputs, KernelSpec, Measure, OperatorSpec
 
 __all__ = [
     "Call",
@@ -19,6 +19,7 @@ __all__ = [
     "Explanation",
     "Inputs",
     "KernelSpec",
+    "Measure",
     "OperatorSpec",
     "Registry",
     "SlowKernelWarning",

@@ -13,7 +13,7 @@ from polyhead.errors import KernelError, PluginError
 from polyhead.manifest import resolve
 from polyhead.ops.call import Call, name_of
 
-__all__ = ["FLOATS", "Case", "Cost", "Inputs", "KernelSpec", "OperatorSpec"]
+__all__ = ["FLOATS", "Case", "Cost", "Inputs", "KernelSpec", "Measure", "OperatorSpec"]
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that operators know, as specs and commands name them."""
@@ -51,6 +51,8 @@ class KernelSpec:
     """Returns every further reason why it cannot serve a call, such as "head_dim is 24 (needs a power of two)"."""
     double_backward: bool = False
     """Whether gradients of gradients work; otherwise asking for them must raise a KernelError."""
+    interpreted: tuple[str, ...] = ()
+    """The dtypes in which Triton's interpreter can run it on a CPU: ``verify`` does so in a process of its own."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail later, in a stranger's call."""
@@ -58,7 +60,7 @@ class KernelSpec:
             raise KernelError(f'Kernel "{self.name}" of "{self.operator}": both names must be identifiers.')
         if isinstance(self.function, str) and not all(self.function.partition(":")):
             raise KernelError(f'Kernel "{self.name}": function "{self.function}" is not of the form "module:function".')
-        if unknown := sorted(set(self.dtypes) - set(FLOATS)):
+        if unknown := sorted({*self.dtypes, *self.interpreted} - set(FLOATS)):
             raise KernelError(f'Kernel "{self.name}": no dtype {", ".join(unknown)}.  All: {", ".join(FLOATS)}')
         if self.wins_from < 0:
             raise KernelError(f'Kernel "{self.name}": wins_from is {self.wins_from}, expected a length of 0 or more.')
@@ -156,6 +158,26 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """One size at which an operator is measured, and of which its bound on known devices is told."""
+
+    name: str
+    """Such as "B1 H8 S8192 D64, causal"."""
+    shape: tuple[int, ...]
+    """Of the first tensor, for the operator's ``describe``."""
+    make: Callable[[torch.Generator, torch.dtype], Inputs]
+    """Draws the arguments of the public function on the CPU."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What ``describe`` takes beside the shape to count the same call, without ``grad``."""
+    peer: str = ""
+    """``"module:function"``: what people write without this operator, same arguments and result; none if empty."""
+    peer_name: str = ""
+    """The peer's name in tables, such as "SDPA, causal"."""
+    same: bool = True
+    """Whether the peer computes the same, and is held to it; False for a peer that solves the same task otherwise."""
+
+
+@dataclass(frozen=True)
 class OperatorSpec:
     """One mathematical function: its definition, its kernels, and how they are held against it."""
 
@@ -175,6 +197,10 @@ class OperatorSpec:
     cost: Callable[..., Cost]
     """``cost(call, backward=False)``: arithmetic and traffic of the forward or of the backward pass."""
     cases: Callable[[], Iterable[Case]]
+    measures: str = ""
+    """``"module:MEASURES"``: a tuple of ``Measure``, for `kernels bench` and the bounds of `kernels compile`."""
+    faults: str = ""
+    """``"module:FAULTS"``: what `kernels verify --self-test` breaks, see ``polyhead.ops.faults``."""
 
     @property
     def reference(self) -> str:

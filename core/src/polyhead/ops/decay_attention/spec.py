@@ -107,4 +107,5 @@ SPEC = OperatorSpec(
     describe=describe,
     cost=cost,
     cases=cases,
+    faults=f"{_HERE}.faults:FAULTS",
 )

@@ -102,4 +102,5 @@ SPEC = OperatorSpec(
     describe=describe,
     cost=cost,
     cases=cases,
+    faults=f"{_HERE}.faults:FAULTS",
 )
