@@ -174,7 +174,8 @@ def test_version_is_shown(line_fit: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["-h"], *([*verb.group.split(), name, "--help"] for name, verb in VERBS.items())]
+    "arguments",
+    [["--help"], ["-h"], *([*dict.fromkeys([*verb.group.split(), name]), "--help"] for name, verb in VERBS.items())],
 )
 def test_help_needs_no_torch(fresh: Callable[..., Any], arguments: list[str]) -> None:
     probe = (

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from polyhead.artifacts import sha256_file
 from polyhead.errors import DataError, StorageError
@@ -33,8 +33,8 @@ def data_folder(spec: DatasetSpec) -> Path:
     """Return where the files of a public dataset are kept: in ``POLYHEAD_DATA``, else in the user's cache."""
     if given := os.environ.get("POLYHEAD_DATA"):
         return Path(given).expanduser() / spec.name
-    cache = Path("~/Library/Caches") if sys.platform == "darwin" else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return cache.expanduser() / "polyhead" / "data" / spec.name
+    cache = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "polyhead" / "data" / spec.name
 
 
 def fetched(spec: DatasetSpec) -> Path:
@@ -47,8 +47,8 @@ def fetched(spec: DatasetSpec) -> Path:
     lost = [file.name for file in spec.files if not _has_size(folder / file.name, file)]
     if lost:
         raise DataError(
-            f'Dataset "{spec.name}" has not been fetched ({", ".join(lost)} not in {folder}). Fetch it: datasets get '
-            f"{spec.name}."
+            f'Dataset "{spec.name}" has not been fetched ({", ".join(lost)} not in {folder}). Fetch it with '
+            f"the command `datasets get {spec.name}`."
         )
     return folder
 
@@ -98,7 +98,7 @@ def _fetch_file(file: RemoteFile, target: Path, console: Console) -> None:
 
 
 @contextmanager
-def _open_part(part: Path) -> Iterator[IO[bytes]]:
+def _open_part(part: Path) -> Iterator[BinaryIO]:
     """Open what a broken transfer left, or a new file; one process at a time."""
     try:
         stream = part.open("a+b")
@@ -112,7 +112,7 @@ def _open_part(part: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _transfer(file: RemoteFile, target: Path, stream: IO[bytes], have: int, console: Console) -> None:
+def _transfer(file: RemoteFile, target: Path, stream: BinaryIO, have: int, console: Console) -> None:
     """Append the bytes from ``have`` on; start again where the server cannot go on."""
     request = urllib.request.Request(file.url, headers={"User-Agent": "polyhead", "Accept-Encoding": "identity"})
     if have:
@@ -122,22 +122,23 @@ def _transfer(file: RemoteFile, target: Path, stream: IO[bytes], have: int, cons
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             if have and not (answer.status == 206 and _begins_at(answer, have)):
                 stream.truncate(have := 0)
-            with console.progress(file.name, file.bytes) as bar:
-                bar.advance(have)
+            with console.progress(file.name, file.bytes, done=have) as bar:
                 while block := answer.read(BLOCK):
                     have += len(block)
                     if have > file.bytes:
                         stream.truncate(0)
                         raise DataError(
-                            f"{file.url} gives more than the {file.bytes:,} bytes of the published file. It was changed "
-                            f"there: use another copy, --data PATH."
+                            f"{file.url} gives more than the {file.bytes:,} bytes of the published file. It was "
+                            "changed there: use another copy, --data PATH."
                         )
                     stream.write(block)
                     bar.advance(len(block))
     except urllib.error.HTTPError as error:
-        raise DataError(
-            f"{file.url} answers {error.code} {error.reason}. Try later, {by_hand}."
-        ) from error
+        if error.code == 416 and have:  # the server has fewer bytes than were kept
+            stream.truncate(0)
+            _transfer(file, target, stream, 0, console)
+            return
+        raise DataError(f"{file.url} answers {error.code} {error.reason}. Try later, {by_hand}.") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
@@ -147,8 +148,8 @@ def _transfer(file: RemoteFile, target: Path, stream: IO[bytes], have: int, cons
         ) from error
     if have < file.bytes:
         raise DataError(
-            f"{file.url}: the transfer ended after {have:,} of {file.bytes:,} bytes, which are kept. Run this again: it "
-            "goes on from there."
+            f"{file.url}: the transfer ended after {have:,} of {file.bytes:,} bytes, which are kept. Run this again: "
+            "it goes on from there."
         )
 
 

@@ -6,6 +6,7 @@ References are strings ``"module:attribute"`` that are imported when they are us
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import Any
 
 from polyhead.errors import PluginError
 
-__all__ = ["AppSpec", "DatasetSpec", "ModelSpec", "Plugin", "TaskSpec", "resolve"]
+__all__ = ["AppSpec", "DatasetSpec", "ModelSpec", "Plugin", "RemoteFile", "TaskSpec", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,36 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class RemoteFile:
+    """A public file that ``datasets get`` fetches, known to the byte.
+
+    Raises:
+        PluginError: the name is no plain file name, the address is not http(s), digest or size cannot be right.
+    """
+
+    name: str
+    """What it is called in the dataset's folder."""
+    url: str
+    sha256: str
+    """64 hexadecimal digits."""
+    bytes: int
+
+    def __post_init__(self) -> None:
+        """Refuse what would write elsewhere or could never arrive."""
+        if not re.fullmatch(r"[\w()-][\w.() -]*", self.name):
+            raise PluginError(f'RemoteFile "{self.name}": give a plain file name, without a folder.')
+        if not re.match(r"https?://", self.url):
+            raise PluginError(f'RemoteFile "{self.name}": the address "{self.url}" does not begin with https://.')
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256) or self.bytes < 1:
+            raise PluginError(
+                f'RemoteFile "{self.name}": sha256 "{self.sha256}" must be 64 digits 0-9a-f, and bytes ({self.bytes}) '
+                "positive."
+            )
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset adapter, or an embedded dataset that needs no files."""
+    """A dataset adapter, an embedded dataset that needs no files, or a public one that ``datasets get`` fetches."""
 
     name: str
     target: str
@@ -43,6 +72,8 @@ class DatasetSpec:
     source: str = ""
     """Where to get public data in these formats."""
     licence: str = ""
+    files: tuple[RemoteFile, ...] = ()
+    """Of a public dataset: ``target`` opens the folder they are fetched into, and ``--data NAME`` means that folder."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +103,17 @@ class AppSpec:
 
 
 @dataclass(frozen=True)
+class MixerSpec:
+    """A token mixer that ``polyhead.nn.Stack(mixer=name)`` takes."""
+
+    name: str
+    target: str
+    """``"module:Class"``: a ``polyhead.nn.TokenMixer``, built as ``Class(dim, heads, **settings)``."""
+    summary: str
+    paper: str = ""
+
+
+@dataclass(frozen=True)
 class Plugin:
     """Everything a plugin offers, by name."""
 
@@ -81,6 +123,7 @@ class Plugin:
     datasets: tuple[DatasetSpec, ...] = ()
     tasks: tuple[TaskSpec, ...] = ()
     apps: tuple[AppSpec, ...] = ()
+    mixers: tuple[MixerSpec, ...] = ()
 
 
 def resolve(reference: str) -> Any:

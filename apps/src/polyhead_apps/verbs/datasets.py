@@ -67,7 +67,12 @@ def get(
     console.line(f"{name}: {spec.summary}. Source: {spec.source}. Licence: {spec.licence}.")
     files = fetch(spec, folder, console)
     if as_json:
-        document = {"name": name, "folder": str(folder), "files": [str(file) for file in files], "licence": spec.licence}
+        document = {
+            "name": name,
+            "folder": str(folder),
+            "files": [str(file) for file in files],
+            "licence": spec.licence,
+        }
         console.result(json.dumps(document, indent=2))
     else:
         console.result(str(folder))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyhead.manifest import AppSpec, DatasetSpec, ModelSpec, Plugin, TaskSpec
+from polyhead.manifest import AppSpec, DatasetSpec, ModelSpec, Plugin, RemoteFile, TaskSpec
 from polyhead.plugins import hookimpl
 
 __all__ = ["polyhead_plugin"]
@@ -47,13 +47,56 @@ SENSORS = DatasetSpec(
     licence="that of the files",
 )
 
+_TGCN = "https://raw.githubusercontent.com/lehaifeng/T-GCN/master/data"
+_TRANSDIM = "https://raw.githubusercontent.com/xinychen/transdim/master/datasets"
+
+METR_LA_WEEK = DatasetSpec(
+    name="metr-la-week",
+    target="polyhead_traffic.formats:open_folder",
+    summary="a week of speeds at 207 sensors on Los Angeles highways, 5 minutes (METR-LA)",
+    formats=("tgcn: los_speed.csv, los_adj.csv",),
+    source="https://github.com/lehaifeng/T-GCN",
+    licence="none stated at the address; MIT in its T-GCN-PyTorch",
+    files=(
+        RemoteFile(
+            name="los_speed.csv",
+            url=f"{_TGCN}/los_speed.csv",
+            sha256="7b732d86ae32b2930595becba28aff39dacbfb2197e250fc0332e1744ce2cbf4",
+            bytes=3_402_125,
+        ),
+        RemoteFile(
+            name="los_adj.csv",
+            url=f"{_TGCN}/los_adj.csv",
+            sha256="7a6eb41e10677992b5af50f5ab187c6c05c5c3a92cb973950cfddbf857361e76",
+            bytes=111_686,
+        ),
+    ),
+)
+
+HANGZHOU_METRO = DatasetSpec(
+    name="hangzhou-metro",
+    target="polyhead_traffic.formats:open_folder",
+    summary="25 days of passengers who entered 80 metro stations, 10 minutes, no service at night",
+    formats=("mat: tensor.mat, 80 stations x 25 days x 108 slots",),
+    source="https://github.com/xinychen/transdim",
+    licence="MIT (transdim); that of the original, Zenodo 3145404, was not verified",
+    files=(
+        RemoteFile(
+            name="tensor.mat",
+            url=f"{_TRANSDIM}/Hangzhou-data-set/tensor.mat",
+            sha256="55891c7e102a8352f3c8022f79bc588ae77a68625a565d79ed8aaadbf8e9202d",
+            bytes=282_799,
+        ),
+    ),
+)
+
 FORECAST = TaskSpec(
     name="forecast",
     target="polyhead_traffic.task:ForecastTask",
     settings="polyhead_traffic.settings:ForecastSettings",
     summary="forecast every sensor for the next steps from the last ones",
     models=("gman",),
-    datasets=("simulated-roads", "sensors"),
+    datasets=("simulated-roads", "sensors", "metr-la-week", "hangzhou-metro"),
 )
 
 APP = AppSpec(
@@ -70,7 +113,7 @@ def polyhead_plugin() -> Plugin:
         name="traffic",
         summary="traffic forecasting on your own sensors",
         models=(GMAN,),
-        datasets=(ROADS, SENSORS),
+        datasets=(ROADS, SENSORS, METR_LA_WEEK, HANGZHOU_METRO),
         tasks=(FORECAST,),
         apps=(APP,),
     )

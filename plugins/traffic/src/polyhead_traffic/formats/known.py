@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Known", "recognise"]
+from polyhead_traffic.settings import SensorSettings
+
+__all__ = ["Known", "recognise", "with_known_times"]
 
 
 class Known(NamedTuple):
@@ -40,7 +42,19 @@ BY_DIGEST = {
         "2014), missing readings imputed by the authors of T-GCN.",
         "none stated (github.com/lehaifeng/T-GCN); MIT in T-GCN-PyTorch",
         207,
-    )
+        "2012-03-01",
+        "5min",
+    ),
+    "55891c7e102a8352f3c8022f79bc588ae77a68625a565d79ed8aaadbf8e9202d": Known(
+        "Hangzhou metro",
+        "passengers/10min",
+        "Passengers who entered 80 stations of the Hangzhou metro, 2019-01-01 to 2019-01-25, 6 to 24 h (Zenodo "
+        "3145404, as released with transdim).",
+        "MIT (github.com/xinychen/transdim); that of the original was not verified",
+        80,
+        "2019-01-01T06:00",
+        "10min",
+    ),
 }
 BY_NAME = {
     "metrla": Known(
@@ -77,3 +91,13 @@ def recognise(path: Path, nodes: int) -> Known | None:
         return known
     names = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (path.stem, path.parent.name))
     return next((BY_NAME[name] for name in names if name in BY_NAME and BY_NAME[name].nodes == nodes), None)
+
+
+def with_known_times(path: Path, nodes: int, settings: SensorSettings) -> tuple[SensorSettings, tuple[str, ...]]:
+    """Return settings that say when a file without times begins, if that is published, and a sentence about it."""
+    known = recognise(path, nodes)
+    if known is None or not known.start or settings.start:
+        return settings, ()
+    step = settings.step or known.step
+    note = f"The file has no times: {known.start} and {step}, as published for {known.name}."
+    return settings.model_copy(update={"start": known.start, "step": step}), (note,)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from polyhead.errors import DataError
 from polyhead_traffic.data import DAY_S, SensorData
 from polyhead_traffic.formats.assemble import assemble
+from polyhead_traffic.formats.known import with_known_times
 from polyhead_traffic.formats.table import MAX_SENSORS, MAX_VALUES, Table
 from polyhead_traffic.settings import SensorSettings, parse_step
 
@@ -31,6 +32,7 @@ def candidates(files: Sequence[Path]) -> list[Path]:
 def read(path: Path, settings: SensorSettings) -> SensorData:
     """Read a tensor with what lies beside it; days that end before midnight leave a gap, which no window crosses."""
     tensor = _load(path)
+    settings, said = with_known_times(path, len(tensor), settings)
     if not (settings.start and settings.step):
         raise DataError(
             f"{path.name} has no times. Say when its first slot is and how long one is: --start 2019-01-01T06:00 "
@@ -55,7 +57,7 @@ def read(path: Path, settings: SensorSettings) -> SensorData:
     ids = tuple(str(i) for i in range(readings.shape[1]))
     table = Table(ids, readings.astype(np.float32), np.arange(1, len(readings) + 1), seconds)
     # The times are made here, so the axis needs no start of its own.
-    return assemble(table, path, settings.model_copy(update={"start": ""}), layout="mat", notes=[note])
+    return assemble(table, path, settings.model_copy(update={"start": ""}), layout="mat", notes=[*said, note])
 
 
 def _load(path: Path) -> NDArray[Any]:

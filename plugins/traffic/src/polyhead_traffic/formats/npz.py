@@ -19,7 +19,7 @@ from polyhead.errors import DataError
 from polyhead_traffic.data import DAY_S, SensorData
 from polyhead_traffic.formats.arrays import members, open_member
 from polyhead_traffic.formats.assemble import assemble
-from polyhead_traffic.formats.known import recognise
+from polyhead_traffic.formats.known import with_known_times
 from polyhead_traffic.formats.table import MAX_SENSORS, Table, check_ids, lines
 from polyhead_traffic.settings import SensorSettings, parse_step
 from polyhead_traffic.windows import PROTOCOLS, split_starts
@@ -45,12 +45,9 @@ def read(path: Path, settings: SensorSettings) -> SensorData:
         readings *= _scalar(path, "std")
         readings += _scalar(path, "mean")
     ids = _ids(path, readings.shape[1])
-    known = recognise(path, readings.shape[1])
-    notes: list[str] = []
-    if known and known.start and not settings.start:
-        settings = settings.model_copy(update={"start": known.start, "step": settings.step or known.step})
-        notes.append(f"The file has no times: {known.start} and {known.step}, as published for {known.name}.")
-    elif head is not None:
+    settings, said = with_known_times(path, readings.shape[1], settings)
+    notes = list(said)
+    if not said and head is not None:
         settings = _check_clock(path.name, head, settings)
     index = path.with_name("index.npz")
     if index.exists():

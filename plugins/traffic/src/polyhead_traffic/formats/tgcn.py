@@ -10,6 +10,7 @@ from pathlib import Path
 
 from polyhead_traffic.data import SensorData
 from polyhead_traffic.formats.assemble import assemble
+from polyhead_traffic.formats.known import with_known_times
 from polyhead_traffic.formats.table import read_table
 from polyhead_traffic.settings import SensorSettings
 
@@ -23,5 +24,8 @@ def candidates(files: Sequence[Path]) -> list[Path]:
 
 def read(path: Path, settings: SensorSettings) -> SensorData:
     """Read a speed file with what lies beside it."""
+    table = read_table(path)
+    settings, notes = with_known_times(path, len(table.ids), settings) if table.seconds is None else (settings, ())
     adjacency = path.with_name(path.name[: -len("_speed.csv")] + "_adj.csv")
-    return assemble(read_table(path), path, settings, layout="tgcn", graph=adjacency if adjacency.exists() else None)
+    graph = adjacency if adjacency.exists() else None
+    return assemble(table, path, settings, layout="tgcn", graph=graph, notes=notes)
