@@ -317,7 +317,7 @@ def test_every_hook_is_documented_once() -> None:
     from polyhead import hookspecs
 
     hooks = [name for name in hookspecs.__all__ if name.startswith("polyhead_")]
-    assert hooks == ["polyhead_plugin", "polyhead_register_kernels"]
+    assert hooks == ["polyhead_compile_kernels", "polyhead_plugin", "polyhead_register_kernels"]
     for name in hooks:
         assert getattr(hookspecs, name).__doc__
 

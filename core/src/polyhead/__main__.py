@@ -1,4 +1,4 @@
-"""``python -m polyhead kernels list|explain|verify``: the command line that core has by itself."""
+"""``python -m polyhead kernels list|explain|verify|compile``: the command line that core has by itself."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from polyhead.errors import PolyheadError
+
+if TYPE_CHECKING:
+    from polyhead.ops.commands import Said
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
     options = _parser().parse_args(arguments)
-    from polyhead.ops import commands  # imports torch, which --help does without
-
     try:
-        if options.command == "list":
-            said = commands.list_kernels(options.op)
-        elif options.command == "explain":
-            shape = commands.parse_shape(options.shape)
-            said = commands.explain_call(
-                options.operator or options.op, shape, options.dtype, options.device, options.set
-            )
-        else:
-            said = commands.verify_kernels(options.op, options.kernel, options.dtype, options.device)
+        said = _run(options)
     except PolyheadError as error:
         print(error, file=sys.stderr)  # noqa: T201  # this is the command line
         return 1
     print(json.dumps(said.data, indent=2) if options.json else said.text)  # noqa: T201
     return 0 if said.passed else 1
+
+
+def _run(options: argparse.Namespace) -> Said:
+    from polyhead.ops import commands  # imports torch, which --help does without
+
+    if options.command == "list":
+        return commands.list_kernels(options.op)
+    if options.command == "explain":
+        shape = commands.parse_shape(options.shape)
+        return commands.explain_call(options.operator or options.op, shape, options.dtype, options.device, options.set)
+    if options.command == "compile":
+        return commands.compile_kernels(options.op, options.target, every=options.all, workers=options.workers)
+    return commands.verify_kernels(options.op, options.kernel, options.dtype, options.device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--kernel", metavar="KERNEL", help="one kernel; all if not given")
     verify.add_argument("--dtype", action="append", default=[], help="one dtype, may be repeated; all if not given")
     verify.add_argument("--device", default="cpu", help="where to run (default: cpu)")
+
+    build = commands.add_parser(
+        "compile", parents=[each, one], help="build kernels for devices that need not be here, and read the binaries"
+    )
+    build.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        help="one device family, such as sm_90, may be repeated; all if not given",
+    )
+    build.add_argument("--all", action="store_true", help="every configuration, not only the ones that are launched")
+    build.add_argument("--workers", type=int, default=0, help="processes (default: one for each processor)")
     return parser
 
 

@@ -8,8 +8,15 @@ import pluggy
 
 if TYPE_CHECKING:
     from polyhead.manifest import Plugin
+    from polyhead.ops.builds import Build
 
-__all__ = ["hookimpl", "hookspec", "polyhead_plugin", "polyhead_register_kernels"]
+__all__ = [
+    "hookimpl",
+    "hookspec",
+    "polyhead_compile_kernels",
+    "polyhead_plugin",
+    "polyhead_register_kernels",
+]
 
 hookspec = pluggy.HookspecMarker("polyhead")
 hookimpl = pluggy.HookimplMarker("polyhead")
@@ -23,3 +30,10 @@ def polyhead_plugin() -> Plugin:  # type: ignore[empty-body]  # a specification 
 @hookspec
 def polyhead_register_kernels(registry: Any) -> None:
     """Add kernels to the operator registry; called when the first operator is looked up, not before."""
+
+
+@hookspec
+def polyhead_compile_kernels(  # type: ignore[empty-body]
+    operators: tuple[str, ...], targets: tuple[str, ...], every: bool, workers: int
+) -> list[Build]:
+    """Compile this plugin's programs ahead of time, and return a ``polyhead.ops.builds.Build`` of each."""

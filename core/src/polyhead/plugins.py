@@ -31,6 +31,7 @@ __all__ = [
     "Failure",
     "Manager",
     "Origin",
+    "compile_programs",
     "failures",
     "find_app",
     "find_dataset",
@@ -169,6 +170,14 @@ class Manager:
                 self._call("polyhead_register_kernels", module, registry=registry)
             except (Exception, SystemExit) as error:  # as in load: the other plugins' kernels stay available
                 self._fail(self._origins[key], error)
+
+    def compile_programs(self, **arguments: Any) -> list[Any] | None:
+        """Let every plugin compile its programs and return all builds; None if no plugin has any."""
+        found = None
+        for module in self._modules.values():
+            for builds in self._call("polyhead_compile_kernels", module, **arguments):
+                found = [*(found or ()), *builds]
+        return found
 
     def find_plugin(self, name: str) -> Plugin:
         """Return a manifest by its name.
@@ -348,6 +357,11 @@ def register(module: Any, name: str = "") -> None:
 def register_kernels(registry: Any) -> None:
     """Let every plugin add its kernels to ``registry``; see ``Manager.register_kernels``."""
     manager().register_kernels(registry)
+
+
+def compile_programs(**arguments: Any) -> list[Any] | None:
+    """Let every plugin compile its programs; see ``Manager.compile_programs``."""
+    return manager().compile_programs(**arguments)
 
 
 def find_plugin(name: str) -> Plugin:

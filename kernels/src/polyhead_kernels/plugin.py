@@ -7,10 +7,12 @@ from typing import Any
 from polyhead.hookspecs import hookimpl
 from polyhead.manifest import Plugin, resolve
 
-__all__ = ["KERNELS", "polyhead_plugin", "polyhead_register_kernels"]
+__all__ = ["KERNELS", "PROGRAMS", "polyhead_compile_kernels", "polyhead_plugin", "polyhead_register_kernels"]
 
 KERNELS: tuple[str, ...] = ()
-"""``"module:attribute"`` of every kernel's ``polyhead.ops.KernelSpec``, one file an operator."""
+"""``"module:attribute"`` of every kernel's ``polyhead.ops.KernelSpec``."""
+PROGRAMS: tuple[str, ...] = ()
+"""``"module:attribute"`` of every module's tuple of ``polyhead_kernels.programs.Program``, one file an operator."""
 
 
 @hookimpl
@@ -24,3 +26,15 @@ def polyhead_register_kernels(registry: Any) -> None:
     """Add the kernels to the operator registry."""
     for reference in KERNELS:
         registry.register(resolve(reference))
+
+
+@hookimpl
+def polyhead_compile_kernels(
+    operators: tuple[str, ...], targets: tuple[str, ...], every: bool, workers: int
+) -> list[Any]:
+    """Compile the programs of some operators for some device families, and return what was built."""
+    from polyhead_kernels.compiling import compile_points, points_of
+
+    programs = [program for reference in PROGRAMS for program in resolve(reference)]
+    chosen = [program for program in programs if program.operator in operators]
+    return compile_points(points_of(chosen, targets, every), workers)
