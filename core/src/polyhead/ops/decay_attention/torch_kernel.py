@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from polyhead.ops.chunks import Workspace, pieces
-from polyhead.ops.decay_attention import DecayAttention
 from polyhead.ops.decay_attention.factors import ConstantDecay, Crossed, Decay, VaryingDecay
+from polyhead.ops.decay_attention.gradients import BACKWARD, FORWARD, differentiable
 from polyhead.ops.decay_attention.strands import Bucket, Strand, boundaries, dense_strands, packed_strands
-from polyhead.ops.library import distinct, register
+from polyhead.ops.library import register
 
 __all__ = ["decay_attention"]
 
@@ -26,61 +26,6 @@ GROUP = {"cpu": 16}
 """Chunks computed at once by device type: as many as stay in the cache of a core."""
 GROUP_ELSEWHERE = 256
 """Where launches cost more than memory traffic."""
-
-
-def decay_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    *,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    scale: float,
-) -> DecayAttention:
-    """Run the chunked form; arguments as the public function validated them."""
-    tensors = distinct(q, k, v, log_decay, initial_state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return DecayAttention(*_Function.apply(*tensors, cu_seqlens, scale, keep))
-
-
-class _Function(torch.autograd.Function):
-    """Gradients by the backward operator."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        log_decay: Tensor,
-        initial_state: Tensor | None,
-        cu_seqlens: Tensor | None,
-        scale: float,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor]:
-        output, final, states = _forward(q, k, v, log_decay, initial_state, cu_seqlens, scale, keep)
-        ctx.save_for_backward(q, k, v, log_decay, cu_seqlens, states)
-        ctx.scale = scale
-        ctx.state_dtype = None if initial_state is None else initial_state.dtype
-        return output, final
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, grad_final: Tensor) -> Any:
-        q, k, v, log_decay, cu_seqlens, states = ctx.saved_tensors
-        dq, dk, dv, ddecay, dstate = _backward(
-            grad_output, grad_final, q, k, v, log_decay, cu_seqlens, states, ctx.scale, ctx.needs_input_grad[3]
-        )
-        return (
-            dq,
-            dk,
-            dv,
-            ddecay if ctx.needs_input_grad[3] else None,
-            dstate.to(ctx.state_dtype) if ctx.needs_input_grad[4] else None,
-            None,
-            None,
-            None,
-        )
 
 
 def _strands(q: Tensor, cu_seqlens: Tensor | None, inputs: tuple[Tensor, ...]) -> tuple[list[Strand], int]:
@@ -376,16 +321,10 @@ def _fake_backward(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), ddecay, dstate
 
 
-_forward = register(
-    "decay_attention_forward(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor? initial_state, "
-    "Tensor? cu_seqlens, float scale, bool keep) -> (Tensor, Tensor, Tensor)",
-    _run_forward,
-    _fake_forward,
+decay_attention = differentiable(
+    register(f"decay_attention_forward{FORWARD}", _run_forward, _fake_forward),
+    register(
+        f"decay_attention_backward{BACKWARD}", _run_backward, _fake_backward, backward_of="torch of decay_attention"
+    ),
 )
-_backward = register(
-    "decay_attention_backward(Tensor grad_output, Tensor grad_final, Tensor q, Tensor k, Tensor v, Tensor log_decay, "
-    "Tensor? cu_seqlens, Tensor states, float scale, bool decay_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    _fake_backward,
-    backward_of="torch of decay_attention",
-)
+"""The chunked form; takes the arguments as the public function validated them."""
