@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polyhead import artifacts, errors, manifest, models, nn, ops, plugins, protocols, testing
     from polyhead.hookspecs import hookimpl
-    from polyhead.manifest import AppSpec, DatasetSpec, ModelSpec, Plugin, TaskSpec
+    from polyhead.manifest import AppSpec, DatasetSpec, MixerSpec, ModelSpec, Plugin, TaskSpec
     from polyhead.models import Pretrained, from_pretrained, load, save_pretrained
     from polyhead.ops import use_kernel
+    from polyhead.recording import record
 
     __version__: str
 
 __all__ = [
     "AppSpec",
     "DatasetSpec",
+    "MixerSpec",
     "ModelSpec",
     "Plugin",
     "Pretrained",
@@ -36,6 +38,7 @@ __all__ = [
     "ops",
     "plugins",
     "protocols",
+    "record",
     "save_pretrained",
     "testing",
     "use_kernel",
@@ -45,6 +48,7 @@ _MODULES = {"artifacts", "errors", "manifest", "models", "nn", "ops", "plugins",
 _HOMES = {
     "AppSpec": "manifest",
     "DatasetSpec": "manifest",
+    "MixerSpec": "manifest",
     "ModelSpec": "manifest",
     "Plugin": "manifest",
     "Pretrained": "models",
@@ -52,6 +56,7 @@ _HOMES = {
     "from_pretrained": "models",
     "hookimpl": "hookspecs",
     "load": "models",
+    "record": "recording",
     "save_pretrained": "models",
     "use_kernel": "ops",
 }
