@@ -14,8 +14,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 
 from polyhead.artifacts import sha256_file
 from polyhead.errors import DataError, StorageError
@@ -98,7 +98,7 @@ def _fetch_file(file: RemoteFile, target: Path, console: Console) -> None:
 
 
 @contextmanager
-def _open_part(part: Path) -> Iterator[BinaryIO]:
+def _open_part(part: Path) -> Iterator[BufferedRandom]:
     """Open what a broken transfer left, or a new file; one process at a time."""
     try:
         stream = part.open("a+b")
@@ -112,7 +112,7 @@ def _open_part(part: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _transfer(file: RemoteFile, target: Path, stream: BinaryIO, have: int, console: Console) -> None:
+def _transfer(file: RemoteFile, target: Path, stream: BufferedRandom, have: int, console: Console) -> None:
     """Append the bytes from ``have`` on; start again where the server cannot go on."""
     request = urllib.request.Request(file.url, headers={"User-Agent": "polyhead", "Accept-Encoding": "identity"})
     if have:

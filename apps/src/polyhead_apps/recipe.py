@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from polyhead.errors import CheckpointError, ConfigError, PluginError
-from polyhead.protocols import Batch, Predictor, Ratio, Source, Task
+from polyhead.protocols import Batch, Metric, Predictor, Ratio, Source, Task
 from polyhead_apps import distributed
 from polyhead_apps.checkpoints import Best, Checkpoints, Training
 from polyhead_apps.config import TrainSettings
@@ -237,6 +237,7 @@ def evaluate(
     workers: int = 0,
     console: Console,
     label: str = "evaluate",
+    metric: Metric | None = None,
 ) -> dict[str, float]:
     """Return the task's metrics of a predictor on all samples of a source; the same figures in every process.
 
@@ -249,6 +250,7 @@ def evaluate(
         workers: processes that load data.
         console: shows how far it is.
         label: what the bar is called.
+        metric: a fresh accumulator, instead of the task's.
 
     Raises:
         ConfigError: the source is endless.
@@ -257,7 +259,7 @@ def evaluate(
     rank, world = distributed.rank(), distributed.world()
     console = console if rank == 0 else Console(quiet=True)
     total, batches = load_through(source, batch_size=batch_size, seed=seed, rank=rank, world=world, workers=workers)
-    metric = task.metric()
+    metric = task.metric() if metric is None else metric
     with torch.no_grad(), console.progress(label, total) as bar:
         for batch, counts in batches:
             prediction = predictor(batch)

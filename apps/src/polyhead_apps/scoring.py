@@ -103,7 +103,8 @@ def score(
     """Return the metrics of the model and, if asked, of every baseline on a split; the same in all processes.
 
     Which direction is better is the task's attribute ``directions`` (metric to "min" or "max") where it has one, and
-    that of its monitor for every other metric. A task with many metrics names those of the table in ``headline``.
+    that of its monitor for every other metric. A task with many metrics names those of the table in ``headline``. With
+    ``model_metric`` it measures more of the model than of the baselines.
     """
     from polyhead_apps import recipe
 
@@ -115,7 +116,10 @@ def score(
         "console": console,
     }
 
-    metrics = recipe.evaluate(recipe.predictor(model.to(device), task), task, source, **options)
+    own_metric = getattr(task, "model_metric", None)
+    metrics = recipe.evaluate(
+        recipe.predictor(model.to(device), task), task, source, metric=own_metric() if own_metric else None, **options
+    )
     others = {
         baseline: recipe.evaluate(predictor, task, source, label=baseline, **options)
         for baseline, predictor in (task.baselines(data) if baselines else {}).items()

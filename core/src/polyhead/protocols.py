@@ -117,7 +117,11 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """Loss, prediction, metrics. Optional: ``before_step(model, progress)``, ``counts(batch)``, see the recipe."""
+    """Loss, prediction, metrics. Optional: ``before_step(model, progress)``, ``counts(batch)``, see the recipe.
+
+    Optional too: ``calibrate(model, data) -> Task``, called once after training: the task it returns is the one that is
+    saved and measured; ``model_metric() -> Metric``, an accumulator that tells more of the model than of baselines.
+    """
 
     monitor: Monitor
 

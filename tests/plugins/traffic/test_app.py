@@ -84,12 +84,14 @@ def test_fit_evaluate_predict_on_a_folder(
     assert _call("fit", "--data", str(folder), *windows, *TINY, "--set", "train.steps=3", "--out", "first") == 0
     said = capsys.readouterr()
     assert "slot median + residual" in said.out
+    assert "coverage_80" in said.out
     assert "Readings from readings.csv" in said.out
     assert "Protocol gman: time axis cut 70/10/20" in said.out
 
     assert _call("evaluate", "--model", "first", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert {"mae", "rmse_180min", "mape_60min"} <= set(document["metrics"])
+    assert {"mae", "rmse_180min", "mape_60min", "coverage_80", "width_80_60min"} <= set(document["metrics"])
+    assert "coverage_80" not in document["baselines"]["last value"]
     assert set(document["baselines"]) >= {"last value", "slot mean", "slot median", "ridge"}
     recorded = json.loads((tmp_path / "first" / "metrics.json").read_text())
     assert document["metrics"] == pytest.approx(recorded["metrics"])
@@ -102,7 +104,11 @@ def test_fit_evaluate_predict_on_a_folder(
     assert {line["sensor_id"] for line in lines} == {"n1", "n2", "n3", "n4", "n5"}
 
     assert _call("predict", "--model", "first", "--split", "test", "--out", "backtest.csv") == 0
-    assert (tmp_path / "backtest.csv").read_text().startswith("timestamp,sensor_id,horizon_min,forecast,observed\n")
+    assert (
+        (tmp_path / "backtest.csv")
+        .read_text()
+        .startswith("timestamp,sensor_id,horizon_min,forecast,lower,upper,observed\n")
+    )
 
 
 def test_a_run_is_used_on_later_readings_of_the_same_sensors_only(

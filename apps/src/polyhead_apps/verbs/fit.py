@@ -240,6 +240,9 @@ def train(
         if result.stopped != "done":
             why = "the time limit is reached" if result.stopped == "time" else "validation gets no better"
             console.line(f"stopped at step {result.steps:,}: {why}")
+        calibrate = getattr(learner, "calibrate", None)
+        if calibrate is not None:
+            learner = calibrate(result.model.to(where), opened)
         if rank() == 0:
             state = {"plugin": app.plugin, "task": spec.name, "state": learner.state()}
             save_pretrained(result.model, run.model, extra={TASK_FILE: state})

@@ -150,6 +150,10 @@ class PredictSettings(Section):
         Literal["latest", "train", "validation", "test"],
         Field(description="latest: the steps after the last row; else every window of that split, with its truth"),
     ] = "latest"
+    level: Annotated[
+        float,
+        Field(ge=0.5, le=0.99, description="share of readings that are to lie between the columns lower and upper"),
+    ] = 0.8
 
 
 class ForecastSettings(TaskSettings):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from polyhead.errors import CheckpointError, ConfigError, DataError, NonFiniteEr
 from polyhead.manifest import resolve
 from polyhead.models import load
 from polyhead.plugins import find_model
-from polyhead.protocols import Batch, Monitor, Picture, Predictor, Ratio
+from polyhead.protocols import Batch, Metric, Monitor, Picture, Predictor, Ratio
 from polyhead_traffic.baselines import fit_baselines
 from polyhead_traffic.data import SensorData
 from polyhead_traffic.gman import batch_norm_momentum, set_batch_norm_momentum
 from polyhead_traffic.graphs import find_graph
+from polyhead_traffic.intervals import LEVEL, IntervalMetric, Intervals
 from polyhead_traffic.metrics import ForecastMetric, figure_name, headline_steps, masked_absolute_error
 from polyhead_traffic.settings import ForecastTaskSettings, PredictSettings
 from polyhead_traffic.windows import WindowSource
@@ -36,6 +38,8 @@ __all__ = ["ForecastTask", "normaliser"]
 
 PREDICT_BATCH = 32
 NAMED = 5
+_BASELINES: MutableMapping[SensorData, Mapping[str, Predictor]] = WeakKeyDictionary()
+"""Fitted once for the data they belong to: tables and pictures ask for the same ones."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,16 @@ class ForecastTask:
     """What the spatial embedding was made from, in words."""
     embedding: NDArray[np.float32] | None = None
     """(N, D): where sensors are; None in a restored task, whose model carries it."""
+    intervals: Intervals | None = None
+    """How far readings lie from forecasts; None before `calibrate`."""
 
     @property
     def headline(self) -> Sequence[str]:
-        """The figures of the table: MAE where papers report it, RMSE and MAPE at the last step, the mean MAE."""
+        """The figures of the table: MAE where papers report it, RMSE and MAPE at the last step, mean MAE, coverage."""
         steps = headline_steps(self.horizon)
         names = [figure_name("mae", step, self.step_s) for step in steps]
-        return [*names, *(figure_name(name, steps[-1], self.step_s) for name in ("rmse", "mape")), "mae"]
+        last = [figure_name(name, steps[-1], self.step_s) for name in ("rmse", "mape")]
+        return [*names, *last, "mae", *([] if self.intervals is None else [f"coverage_{100 * LEVEL:.0f}"])]
 
     @classmethod
     def prepare(cls, data: SensorData, settings: ForecastTaskSettings, *, seed: int) -> Self:
@@ -111,18 +118,22 @@ class ForecastTask:
             CheckpointError: the state is that of another version.
         """
         names = {field.name for field in dataclasses.fields(cls)} - {"embedding"}
+        state = {"intervals": None, **state}
         if set(state) != names:
             odd = ", ".join(sorted(set(state) ^ names))
             raise CheckpointError(
                 f"The state of the task forecast does not fit this version: {odd}. Fit the model again."
             )
-        return cls(**{**state, "ids": tuple(state["ids"])})
+        kept = state["intervals"]
+        intervals = None if kept is None else Intervals.restore(kept)
+        return cls(**{**state, "ids": tuple(state["ids"]), "intervals": intervals})
 
     def state(self) -> Mapping[str, Any]:
         """Return what ``restore`` needs, as JSON values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["embedding"]
-        return {**fields, "ids": list(self.ids)}
+        kept = None if self.intervals is None else self.intervals.state()
+        return {**fields, "ids": list(self.ids), "intervals": kept}
 
     def build_model(self, name: str, config: Mapping[str, Any]) -> nn.Module:
         """Build a fresh model for these sensors.
@@ -193,9 +204,27 @@ class ForecastTask:
         """Return a fresh accumulator of masked MAE, RMSE and MAPE."""
         return ForecastMetric(self.horizon, self.step_s)
 
+    def model_metric(self) -> Metric:
+        """Return a fresh accumulator for the model's own forecasts: with the coverage of its intervals, if it has any."""
+        return self.metric() if self.intervals is None else IntervalMetric(self.horizon, self.step_s, self.intervals)
+
+    def calibrate(self, model: nn.Module, data: SensorData) -> Self:
+        """Return the task with intervals for a trained model, from its errors on training and validation windows."""
+        model.eval()
+
+        def predict(batch: Batch) -> Tensor:
+            return torch.from_numpy(self._forecast(model, data, batch))
+
+        return dataclasses.replace(self, intervals=Intervals.fit(predict, data))
+
     def baselines(self, data: SensorData) -> Mapping[str, Predictor]:
-        """Return last value, slot profiles, ridges and the shrunk residual, fitted on the training windows."""
-        return fit_baselines(data)
+        """Return last value, slot profiles, ridges and the shrunk residual, fitted on the training windows.
+
+        Asked again for the same data they are those of before.
+        """
+        if data not in _BASELINES:
+            _BASELINES[data] = fit_baselines(data)
+        return _BASELINES[data]
 
     def pictures(self, model: nn.Module, data: SensorData) -> Sequence[Picture]:
         """Return the report's figures: forecasts of the test windows against readings and baselines."""
@@ -208,8 +237,8 @@ class ForecastTask:
     ) -> Sequence[Path]:
         """Write ``forecast.csv``, one line a sensor and step: the steps after the last row, or a split's windows.
 
-        Columns: ``timestamp`` (the time forecast), ``sensor_id``, ``horizon_min`` (minutes ahead), ``forecast``, and
-        for a split ``observed``, empty where missing.
+        Columns: ``timestamp`` (the time forecast), ``sensor_id``, ``horizon_min`` (minutes ahead), ``forecast``, of a
+        calibrated task ``lower`` and ``upper``, and for a split ``observed``, empty where missing.
 
         Raises:
             DataError: too few rows for the window.
@@ -219,9 +248,12 @@ class ForecastTask:
         file = out / "forecast.csv"
         with atomic_file(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             rows = csv.writer(stream, lineterminator="\n")
-            rows.writerow(["timestamp", "sensor_id", "horizon_min", "forecast", *([] if past else ["observed"])])
+            bounds = [] if self.intervals is None else ["lower", "upper"]
+            rows.writerow(
+                ["timestamp", "sensor_id", "horizon_min", "forecast", *bounds, *([] if past else ["observed"])]
+            )
             for batch in [data.latest()] if settings.split == "latest" else _batches(data.source(settings.split)):
-                rows.writerows(self._lines(model, data, batch))
+                rows.writerows(self._lines(model, data, batch, settings.level))
         return [file]
 
     def _forecast(self, model: nn.Module, data: SensorData, batch: Batch) -> NDArray[np.float32]:
@@ -239,22 +271,26 @@ class ForecastTask:
             )
         return forecast
 
-    def _lines(self, model: nn.Module, data: SensorData, batch: Batch) -> Iterator[Sequence[str]]:
+    def _lines(self, model: nn.Module, data: SensorData, batch: Batch, level: float) -> Iterator[Sequence[str]]:
         forecast = self._forecast(model, data, batch)
+        columns: list[NDArray[Any]] = [forecast]
+        if self.intervals is not None:
+            slots = batch["te"].numpy()[:, self.history :, 1]
+            columns += self.intervals.bounds(forecast, slots, self.step_s, level)
         ahead = np.arange(1, self.horizon + 1)
         minutes = [f"{step * self.step_s / 60:g}" for step in ahead]
         for window, start in enumerate(batch["start"].tolist()):
             last = data.timestamps[start + self.history - 1]
             for step, when in enumerate(last + ahead * np.timedelta64(self.step_s, "s")):
                 stamp = str(when).replace("T", " ")
-                values = forecast[window, step].tolist()
-                if "y" not in batch:
-                    for name, value in zip(self.ids, values, strict=True):
-                        yield stamp, name, minutes[step], f"{value:.6g}"
-                    continue
-                observed = zip(batch["y"][window, step].tolist(), batch["y_mask"][window, step].tolist(), strict=True)
-                for name, value, (reading, seen) in zip(self.ids, values, observed, strict=True):
-                    yield stamp, name, minutes[step], f"{value:.6g}", f"{reading:.6g}" if seen else ""
+                texts = [[f"{value:.6g}" for value in column[window, step].tolist()] for column in columns]
+                if "y" in batch:
+                    readings = zip(
+                        batch["y"][window, step].tolist(), batch["y_mask"][window, step].tolist(), strict=True
+                    )
+                    texts.append([f"{reading:.6g}" if seen else "" for reading, seen in readings])
+                for name, *cells in zip(self.ids, *texts, strict=True):
+                    yield stamp, name, minutes[step], *cells
 
 
 def normaliser(data: SensorData) -> tuple[float, float]:
