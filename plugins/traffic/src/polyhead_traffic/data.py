@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from polyhead_traffic.windows import PROTOCOLS, WindowSource, split_starts
 __all__ = ["DAY_S", "SensorData", "SensorGraph"]
 
 DAY_S = 24 * 60 * 60
+SUNDAY = 6
 
 
 class SensorGraph(NamedTuple):
@@ -75,6 +76,8 @@ class SensorData:
     protocol: Literal["gman", "dcrnn", "pems-6-2-2", "tgcn"] = "gman"
     fill: Literal["zero", "last"] = "zero"
     """What stands in for a missing input: 0 as in the literature, or the sensor's last reading in the window."""
+    holidays: tuple[str, ...] = ()
+    """Dates, ISO 8601, that count as Sundays wherever the day of the week matters."""
     files: tuple[str, ...] = ()
     """The files that were read."""
     notes: tuple[str, ...] = ()
@@ -140,8 +143,8 @@ class SensorData:
 
     @cached_property
     def calendar(self) -> NDArray[np.int64]:
-        """(T, 2): day of week (Monday = 0) and slot of day of every row."""
-        return calendar(self.timestamps, self.step_s)
+        """(T, 2): day of week (Monday = 0; holidays are Sundays) and slot of day of every row."""
+        return calendar(self.timestamps, self.step_s, self.holidays)
 
     @cached_property
     def starts(self) -> Mapping[Split, NDArray[np.int64]]:
@@ -213,6 +216,9 @@ class SensorData:
             "mean": float(observed.mean(dtype=np.float64)) if len(observed) else None,
             "missing_percent": round(100 * (1 - len(observed) / self.values.size), 3),
             "zero_is_missing": self.zero_is_missing,
+            "holidays": int(
+                np.isin(np.unique(self.timestamps.astype("datetime64[D]")).astype(str), self.holidays).sum()
+            ),
             "edges": None if self.graph is None else len(self.graph.weights),
             "coordinates": self.coordinates is not None,
             "history": self.history,
@@ -234,6 +240,8 @@ class SensorData:
             self.fill,
         )
         digest.update(repr(rule).encode())
+        if self.holidays:
+            digest.update(repr(self.holidays).encode())
         # Row by row, so that a memory map is not read into memory at once.
         for first in range(0, len(self.values), 4096):
             rows = slice(first, first + 4096)
@@ -244,8 +252,8 @@ class SensorData:
         return digest.hexdigest()
 
 
-def calendar(timestamps: NDArray[np.datetime64], step_s: int) -> NDArray[np.int64]:
-    """Return (T, 2): day of week (Monday = 0) and slot of day.
+def calendar(timestamps: NDArray[np.datetime64], step_s: int, holidays: Sequence[str] = ()) -> NDArray[np.int64]:
+    """Return (T, 2): day of week (Monday = 0; 6 on holidays) and slot of day.
 
     >>> calendar(np.array(["2012-03-01T00:10"], dtype="datetime64[s]"), 300).tolist()
     [[3, 2]]
@@ -253,4 +261,8 @@ def calendar(timestamps: NDArray[np.datetime64], step_s: int) -> NDArray[np.int6
     seconds = timestamps.astype("datetime64[s]").astype(np.int64)
     days, second_of_day = np.divmod(seconds, DAY_S)
     # 1970-01-01 was a Thursday.
-    return np.stack([(days + 3) % 7, second_of_day // step_s], axis=-1)
+    day_of_week = (days + 3) % 7
+    if holidays:
+        free = np.array(holidays, dtype="datetime64[D]").astype(np.int64)
+        day_of_week = np.where(np.isin(days, free), SUNDAY, day_of_week)
+    return np.stack([day_of_week, second_of_day // step_s], axis=-1)

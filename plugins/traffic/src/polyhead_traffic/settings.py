@@ -80,6 +80,10 @@ class SensorSettings(Section):
     unsorted: Annotated[Literal["refuse", "sort"], Field(description="rows out of order: refused, or sorted")] = (
         "refuse"
     )
+    holidays: Annotated[
+        str,
+        Field(description="days that count as Sundays: a country such as US or US-CA, or a file with a date a line"),
+    ] = ""
     channel: Annotated[
         int, Field(ge=0, description="which value of a reading that has several; PEMS: 0 flow, 1 occupancy, 2 speed")
     ] = 0

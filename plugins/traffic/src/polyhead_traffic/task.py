@@ -205,7 +205,7 @@ class ForecastTask:
         return ForecastMetric(self.horizon, self.step_s)
 
     def model_metric(self) -> Metric:
-        """Return a fresh accumulator for the model's own forecasts: with the coverage of its intervals, if it has any."""
+        """Return a fresh accumulator for the model's own forecasts, with the coverage of its intervals, if any."""
         return self.metric() if self.intervals is None else IntervalMetric(self.horizon, self.step_s, self.intervals)
 
     def calibrate(self, model: nn.Module, data: SensorData) -> Self:

@@ -99,7 +99,7 @@ class WindowSource:
         from polyhead_traffic.data import calendar
 
         past = self.starts[:, None] + np.arange(self.data.history)
-        future = calendar(self.data.future(self.data.horizon), self.data.step_s)
+        future = calendar(self.data.future(self.data.horizon), self.data.step_s, self.data.holidays)
         arrays = {
             **self._inputs(past),
             "te": np.concatenate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -45,15 +46,19 @@ def open_folder(path: Path, settings: SensorSettings) -> SensorData:
 def open_embedded(path: Path | None, settings: SensorSettings) -> SensorData:
     """Open the simulated road network that ships with this plugin, cut into windows as ``settings`` say."""
     from polyhead_traffic.embedded import load_embedded
+    from polyhead_traffic.holidays import read_holidays
 
     del path
-    return load_embedded(
+    data = load_embedded(
         history=settings.history,
         horizon=settings.horizon,
         protocol=settings.protocol,
         fill=settings.fill,
         sigma=settings.sigma,
         threshold=settings.threshold,
+    )
+    return (
+        replace(data, holidays=read_holidays(settings.holidays, None, data.timestamps)) if settings.holidays else data
     )
 
 

@@ -15,6 +15,7 @@ from polyhead_traffic.formats.graph import read_coordinates, read_embedding, rea
 from polyhead_traffic.formats.known import recognise
 from polyhead_traffic.formats.table import Table, first_cells, lines
 from polyhead_traffic.formats.timeline import lay_out
+from polyhead_traffic.holidays import read_holidays
 from polyhead_traffic.settings import SensorSettings
 
 __all__ = ["assemble", "graph_candidates", "is_companion", "visible_files"]
@@ -90,6 +91,9 @@ def assemble(
     if found is not None:
         fields["coordinates"] = read_coordinates(found, table.ids, settings)
         read.append(found)
+    holidays = read_holidays(settings.holidays, path.parent, timeline.timestamps)
+    if holidays:
+        said.append(f"Holidays ({settings.holidays}) count as Sundays.")
     embeddings = [file for file in files if re.match(r"SE(\W.*)?\.txt$", file.name) and _words(file) == 2]
     if len(embeddings) == 1:
         _check_order(files, table.ids, embeddings[0].name)
@@ -109,6 +113,7 @@ def assemble(
         licence=known.licence if known else "that of the files",
         unit=unit,
         breaks=timeline.breaks,
+        holidays=holidays,
         history=settings.history,
         horizon=settings.horizon,
         protocol=settings.protocol,
