@@ -88,20 +88,20 @@ def build(point: Point) -> Build:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    target = TARGETS[point.family]
+    target, source = TARGETS[point.family], _source(point)
     expected = target.matrix if _on_matrix_units(point) else ()
     try:
         # When its assembler fails, Triton prints the whole program, which has no place in a JSON document.
         with contextlib.redirect_stdout(sys.stderr):
             compiled = triton.compile(
-                _source(point),
+                source,
                 target=GPUTarget(target.backend, target.arch, target.warp),
                 options={"num_warps": point.config.warps, "num_stages": point.config.stages},
             )
         read = _read_amd(compiled.asm["amdgcn"]) if target.backend == "hip" else _read_nvidia(compiled.asm["cubin"])
     except Exception as error:  # whatever a compiler raises is what there is to report
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        return Build(**_facts(point), shared_limit=target.shared_limit, error=f"{type(error).__name__}: {first}")
+        said = [line for line in str(error).splitlines() if line.strip()] or [""]  # the reason stands last
+        return Build(**_facts(point), shared_limit=target.shared_limit, error=f"{type(error).__name__}: {said[-1]}")
     read |= {"shared_bytes": int(compiled.metadata.shared), "shared_limit": target.shared_limit}
     read |= {"matrix_expected": expected}
     store("builds", _digest(point), read)

@@ -262,7 +262,7 @@ def interpreted() -> bool:
 
 def precision(dtype: torch.dtype) -> str:
     """Return the input_precision of ``tl.dot`` that torch's settings allow: "tf32" or "ieee"."""
-    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and not interpreted()
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" and not interpreted()
     return "tf32" if allowed else "ieee"
 
 
