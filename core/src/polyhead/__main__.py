@@ -36,7 +36,9 @@ def _run(options: argparse.Namespace) -> Said:
         return commands.explain_call(options.operator or options.op, shape, options.dtype, options.device, options.set)
     if options.command == "compile":
         return commands.compile_kernels(options.op, options.target, every=options.all, workers=options.workers)
-    return commands.verify_kernels(options.op, options.kernel, options.dtype, options.device)
+    if options.self_test:
+        return commands.break_kernels(options.op, options.kernel, options.device, changed=options.changed)
+    return commands.verify_kernels(options.op, options.kernel, options.dtype, options.device, changed=options.changed)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--kernel", metavar="KERNEL", help="one kernel; all if not given")
     verify.add_argument("--dtype", action="append", default=[], help="one dtype, may be repeated; all if not given")
     verify.add_argument("--device", default="cpu", help="where to run (default: cpu)")
+
+    verify.add_argument(
+        "--self-test", action="store_true", help="break the kernels on purpose and show that the cases notice"
+    )
+    verify.add_argument("--changed", action="store_true", help="only what has not passed with the same source before")
 
     build = commands.add_parser(
         "compile", parents=[each, one], help="build kernels for devices that need not be here, and read the binaries"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 __all__ = ["BLOCK", "Fault", "Function", "negated", "shifted", "stale", "tail_dropped", "unscaled"]
 
@@ -25,8 +26,7 @@ def negated(function: Function) -> Function:
     """Give every result the wrong sign."""
 
     def broken(**arguments: Any) -> Any:
-        returned = function(**arguments)
-        return type(returned)(*(-x if isinstance(x, Tensor) and x.is_floating_point() else x for x in returned))
+        return tree_map(_minus, function(**arguments))
 
     return broken
 
@@ -60,12 +60,12 @@ def unscaled(option: str = "scale", value: float = 1.0) -> Fault:
 
 
 def tail_dropped(name: str, axis: int, block: int = BLOCK, fill: float = 0.0) -> Fault:
-    """Leave out what a tensor holds past the last whole block."""
+    """Leave out what a tensor holds past the last whole block, where there is a whole one."""
 
     def fault(function: Function) -> Function:
         def broken(**arguments: Any) -> Any:
             x = arguments[name]
-            if x is not None and (tail := x.shape[axis] % block):
+            if x is not None and x.shape[axis] > block and (tail := x.shape[axis] % block):
                 whole = x.narrow(axis, 0, x.shape[axis] - tail)
                 gone = torch.full_like(x.narrow(axis, 0, tail), fill)
                 arguments[name] = torch.cat([whole, gone], axis)
@@ -96,3 +96,7 @@ def stale(field: str, axes: Mapping[str, int]) -> Fault:
         return broken
 
     return fault
+
+
+def _minus(x: Any) -> Any:
+    return -x if isinstance(x, Tensor) and x.is_floating_point() else x

@@ -3,6 +3,6 @@
 from polyhead.ops.commands.compiling import compile_kernels
 from polyhead.ops.commands.listing import explain_call, list_kernels, parse_shape
 from polyhead.ops.commands.said import Said
-from polyhead.ops.commands.verifying import verify_kernels
+from polyhead.ops.commands.verifying import break_kernels, verify_kernels
 
-__all__ = ["Said", "compile_kernels", "explain_call", "list_kernels", "parse_shape", "verify_kernels"]
+__all__ = ["Said", "break_kernels", "compile_kernels", "explain_call", "list_kernels", "parse_shape", "verify_kernels"]
