@@ -7,6 +7,7 @@ bottom right. ``python -m polyhead kernels list`` shows what there is, ``explain
 from polyhead.ops.call import Call, TensorInfo
 from polyhead.ops.choice import use_kernel
 from polyhead.ops.decay_attention import DecayAttention, decay_attention
+from polyhead.ops.prefix_attention import PrefixAttention, PrefixState, prefix_attention
 from polyhead.ops.selection import Explanation, Registry, SlowKernelWarning, dispatch, explain, registry
 from polyhead.ops.softmax_attention import SoftmaxAttention, softmax_attention
 from polyhead.ops.spec import Case, Cost, Inputs, KernelSpec, Measure, OperatorSpec
@@ -21,6 +22,8 @@ __all__ = [
     "KernelSpec",
     "Measure",
     "OperatorSpec",
+    "PrefixAttention",
+    "PrefixState",
     "Registry",
     "SlowKernelWarning",
     "SoftmaxAttention",
@@ -28,6 +31,7 @@ __all__ = [
     "decay_attention",
     "dispatch",
     "explain",
+    "prefix_attention",
     "registry",
     "softmax_attention",
     "use_kernel",

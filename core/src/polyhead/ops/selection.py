@@ -235,6 +235,7 @@ def _prepare(registry: Registry, operator: str) -> bool:
 registry = Registry(
     {
         "decay_attention": "polyhead.ops.decay_attention.spec:SPEC",
+        "prefix_attention": "polyhead.ops.prefix_attention.spec:SPEC",
         "softmax_attention": "polyhead.ops.softmax_attention.spec:SPEC",
     },
     plugins=True,

@@ -127,7 +127,7 @@ class Inputs:
     """The arguments of one test case, and what the operator's contract says about them."""
 
     tensors: Mapping[str, Tensor]
-    """By argument name of the public function."""
+    """By argument name of the public function, or ARGUMENT.PART for the parts, in order, of one that is a tuple."""
     options: Mapping[str, Any] = field(default_factory=dict)
     differentiable: tuple[str, ...] = ()
     """Names of the tensors whose gradients are checked."""
@@ -140,6 +140,14 @@ class Inputs:
     """Bool, broadcastable to the output of this name: True where it must be exactly zero."""
     condition: float = 1.0
     """By what these values amplify rounding; the tolerance is multiplied by it."""
+
+    def arguments(self, tensors: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the public function's keywords, with ``tensors`` of the same names in the place of its own."""
+        keywords = dict(self.options)
+        for name, x in (self.tensors if tensors is None else tensors).items():
+            argument, part, _ = name.partition(".")
+            keywords[argument] = (*keywords.get(argument, ()), x) if part else x
+        return keywords
 
     def map(self, function: Callable[[str, Tensor], Tensor]) -> Inputs:
         """Return the inputs with ``function(name, tensor)`` applied to each tensor."""

@@ -161,7 +161,7 @@ def call_of(spec: OperatorSpec, inputs: Inputs) -> Call:
 
     try:
         with use_kernel(**{spec.name: KernelSpec(spec.name, "look", spec.reference, limits=look)}):
-            resolve(spec.function)(**inputs.tensors, **inputs.options)
+            resolve(spec.function)(**inputs.arguments())
     except KernelError:
         if not seen:
             raise
@@ -174,7 +174,7 @@ def run(spec: OperatorSpec, kernel: KernelSpec, inputs: Inputs) -> dict[str, Ten
         name: x.detach().requires_grad_() if name in inputs.differentiable else x for name, x in inputs.tensors.items()
     }
     with use_kernel(**{spec.name: kernel}):
-        returned = resolve(spec.function)(**tensors, **inputs.options)
+        returned = resolve(spec.function)(**inputs.arguments(tensors))
     outputs = {name: x for name, x in leaves(returned) if isinstance(x, Tensor)}
     wanted = {name: tensors[name] for name in inputs.differentiable}
     paired = [(x, cotangent(x, at)) for at, x in enumerate(outputs.values()) if x.requires_grad]
@@ -368,7 +368,7 @@ def _check_double_backward(spec: OperatorSpec, kernel: KernelSpec, device: str) 
         }
         wanted = [tensors[name] for name in inputs.differentiable]
         with use_kernel(**{spec.name: by}):
-            returned = resolve(spec.function)(**tensors, **inputs.options)
+            returned = resolve(spec.function)(**inputs.arguments(tensors))
         outputs = [x for _, x in leaves(returned) if isinstance(x, Tensor)]
         total = torch.stack([(x * x).sum() for x in outputs]).sum()
         first = torch.autograd.grad(total, wanted, create_graph=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from polyhead.manifest import resolve
 from polyhead.ops import Inputs, KernelSpec, OperatorSpec, use_kernel
@@ -28,11 +29,11 @@ class _Module(nn.Module):
         super().__init__()
         self.function = resolve(spec.function)
         self.names = tuple(inputs.tensors)
-        self.options = dict(inputs.options)
+        self.arguments = replace(inputs, tensors={}).arguments
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        returned = self.function(**dict(zip(self.names, tensors, strict=True)), **self.options)
-        return tuple(x for x in returned if isinstance(x, Tensor))
+        returned = self.function(**self.arguments(dict(zip(self.names, tensors, strict=True))))
+        return tuple(x for x in tree_leaves(returned) if isinstance(x, Tensor))
 
 
 def report_tracing(report: Report, spec: OperatorSpec, kernel: KernelSpec, device: str) -> None:
