@@ -21,6 +21,7 @@ from polyhead_traffic.group_attention import (
     random_partition,
 )
 from polyhead_traffic.layers import Dense, NormSettings, Place, chain, fold_norms, joint_moments
+from polyhead_traffic.usual_day import UsualDay
 
 __all__ = ["GMAN", "GMANConfig", "batch_norm_momentum", "fold_batch_norm", "set_batch_norm_momentum"]
 
@@ -64,6 +65,11 @@ class GMANConfig:
     input_mask: bool = False
     """Take ``x_mask``: missing inputs become the mean and a second channel says so. The publication feeds missing
     inputs as readings of 0."""
+    input_dropout: float = 0.0
+    """Training hides a share of the past readings of each window, drawn between 0 and this, as if they were missing."""
+    profile: bool = False
+    """Start from the usual day: each sensor's profile (``set_data``) and a learned share of the last deviation from it;
+    the network adds what it knows better. Needs ``input_mask``. Not in the publication."""
     qk_activation: Literal["relu", "none"] = "relu"
     """relu: as published, so that logits are never negative; none: queries and keys after batch norm."""
 
@@ -103,6 +109,10 @@ class GMANConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give at least 1.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}: give a probability of at least 0 and below 1.")
+        if not 0 <= self.input_dropout <= 1:
+            raise ConfigError(f"input_dropout is {self.input_dropout}: give a share between 0 and 1.")
+        if self.profile and not self.input_mask:
+            raise ConfigError("profile is on and input_mask off: missing readings are no deviations, set both.")
         if not 0 < self.norm_momentum <= 1:
             raise ConfigError(f"norm_momentum is {self.norm_momentum}: give a share above 0 and of at most 1.")
         if self.norm_eps <= 0 or self.norm_start_var < 0:
@@ -202,12 +212,18 @@ class GMAN(Pretrained, nn.Module):
             config.heads, config.head_dim, config.qk_activation, norm, config.single_layer_output
         )
         dim, everywhere = config.dim, config.norm_everywhere
-        self.input = chain((1 + config.input_mask, dim, dim), norm, everywhere=everywhere)
+        self.input = chain((1 + config.input_mask + config.profile, dim, dim), norm, everywhere=everywhere)
         self.place = SpaceTimeEmbedding(config, norm)
         self.encoder = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
         self.transform = TransformAttention(attention) if config.transform else None
         self.decoder = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
         self.output = chain((dim, dim, 1), norm, everywhere=everywhere)
+        self.usual: UsualDay | None = None
+        if config.profile:
+            self.usual = UsualDay(config.nodes, config.slots_per_day, config.history, config.horizon)
+            self.future = chain((2, dim, dim), norm, everywhere=everywhere)
+            with torch.no_grad():  # training begins close to that forecast; at 0 no gradient would pass
+                self.output[-1].get_parameter("weight").mul_(0.01)
 
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
@@ -229,6 +245,7 @@ class GMAN(Pretrained, nn.Module):
         std: float | None = None,
         spatial_embedding: Tensor | None = None,
         partition: Tensor | None = None,
+        profile: Tensor | None = None,
     ) -> Self:
         """Tell the model its sensors; what is None stays as it is.
 
@@ -236,9 +253,12 @@ class GMAN(Pretrained, nn.Module):
             mean, std: of the training data, in their unit.
             spatial_embedding: where the sensors are, shape (N, embedding_dim); ``polyhead_traffic.embedding`` makes it.
             partition: the group of each sensor, shape (N,), for a model with groups.
+            profile: what sensors usually read on weekdays and weekends, shape (2, slots_per_day, N), for a model
+                with ``profile``.
 
         Raises:
-            ConfigError: std is not positive, the partition has groups of other sizes, or the model has none.
+            ConfigError: std is not positive, the partition has groups of other sizes, or the model has no groups or no
+                profile.
             ShapeError: a tensor does not fit the config.
         """
         if mean is not None:
@@ -261,29 +281,49 @@ class GMAN(Pretrained, nn.Module):
             if tuple(partition.shape) != (self.config.nodes,):
                 raise ShapeError(f"partition has shape {tuple(partition.shape)}, expected ({self.config.nodes},).")
             self.order.copy_(group_order(partition, self.config.groups))
+        if profile is not None:
+            if self.usual is None:
+                raise ConfigError("The model has no profile: set profile=True to let it start from the usual day.")
+            profiles = self.usual.table.shape
+            if profile.shape != profiles:
+                raise ShapeError(
+                    f"profile has shape {tuple(profile.shape)}, expected {tuple(profiles)}: 2, slots_per_day, nodes."
+                )
+            self.usual.table.copy_(profile)
         return self
 
-    def forward(self, x: Tensor, te: Tensor, x_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, te: Tensor, x_mask: Tensor | None = None, profile: Tensor | None = None) -> Tensor:
         """Forecast.
 
         Args:
             x: past readings in the data's unit, shape (B, P, N); 0 where missing.
             te: day of week (Monday = 0) and slot of day of past and future steps, shape (B, P + Q, 2), int64.
             x_mask: True = observed, shape (B, P, N); only with ``input_mask``, all True if None.
+            profile: what is usual at past and future steps, shape (B, P + Q, N), instead of the model's own profile:
+                training shows profiles without the windows' own readings. Only with ``profile``.
 
         Returns:
             Future readings in the data's unit, shape (B, Q, N).
 
         Raises:
             ShapeError: shapes do not fit each other or the config.
-            ConfigError: x_mask is given to a model without ``input_mask``.
+            ConfigError: x_mask is given to a model without ``input_mask``, or a profile to one without ``profile``.
         """
         config = self.config
-        self._check(x, te, x_mask)
+        self._check(x, te, x_mask, profile)
+        seen = torch.ones_like(x, dtype=torch.bool) if x_mask is None else x_mask
+        if self.training and config.input_dropout:
+            share = config.input_dropout * torch.rand(len(x), 1, 1, device=x.device)
+            seen = seen & (torch.rand(x.shape, device=x.device) >= share)
+            x = torch.where(seen, x, 0)
         x = (x - self.mean) / self.std
-        if config.input_mask:
-            observed = torch.ones_like(x, dtype=torch.bool) if x_mask is None else x_mask
-            features = torch.stack([torch.where(observed, x, 0), observed.to(x.dtype)], -1)
+        start = None
+        if self.usual is not None:
+            usual = self.usual.at(te) if profile is None else profile
+            start = self.usual.start(x, seen, (usual - self.mean) / self.std)
+            features = start.past
+        elif config.input_mask:
+            features = torch.stack([torch.where(seen, x, 0), seen.to(x.dtype)], -1)
         else:
             features = x.unsqueeze(-1)
         embedding = self.spatial_embedding
@@ -298,14 +338,17 @@ class GMAN(Pretrained, nn.Module):
             h = block(h, past)
         if self.transform is not None:
             h = self.transform(h, past, future)
+        if start is not None:
+            h = h + self.future(start.future[:, :, self.order] if config.groups else start.future)
         for block in self.decoder:
             h = block(h, future)
         for layer in self.output:
             h = layer(F.dropout(h, config.dropout, self.training))
-        y = h.squeeze(-1).to(self.mean.dtype) * self.std + self.mean
-        return y[:, :, torch.argsort(self.order)] if config.groups else y
+        y = h.squeeze(-1).to(self.mean.dtype)
+        y = y[:, :, torch.argsort(self.order)] if config.groups else y
+        return (y if start is None else y + start.forecast) * self.std + self.mean
 
-    def _check(self, x: Tensor, te: Tensor, x_mask: Tensor | None) -> None:
+    def _check(self, x: Tensor, te: Tensor, x_mask: Tensor | None, profile: Tensor | None) -> None:
         config = self.config
         if x.dim() != 3 or x.shape[1:] != (config.history, config.nodes):
             raise ShapeError(
@@ -320,6 +363,13 @@ class GMAN(Pretrained, nn.Module):
             raise ConfigError("x_mask is given, but input_mask is off: set input_mask=True or leave x_mask out.")
         if x_mask is not None and x_mask.shape != x.shape:
             raise ShapeError(f"x_mask has shape {tuple(x_mask.shape)} and x {tuple(x.shape)}: they must be equal.")
+        if profile is not None and not config.profile:
+            raise ConfigError("profile is given, but profile is off: set profile=True or leave it out.")
+        if profile is not None and profile.shape != (*te.shape[:2], config.nodes):
+            raise ShapeError(
+                f"profile has shape {tuple(profile.shape)}, expected {(*te.shape[:2], config.nodes)}: "
+                "batch, history + horizon, nodes."
+            )
 
 
 class SpaceTimeEmbedding(nn.Module):

@@ -7,16 +7,19 @@ from polyhead.plugins import hookimpl
 
 __all__ = ["polyhead_plugin"]
 
+USUAL = {"profile": True, "input_mask": True, "input_dropout": 0.8}
+"""Ours: start from the usual day, and know and have trained with missing readings."""
+
 GMAN = ModelSpec(
     name="gman",
     target="polyhead_traffic.gman:GMAN",
     summary="graph multi-attention network: spatial, temporal and transform attention over a sensor graph",
     paper="Zheng et al. 2020, arXiv:1911.08415",
     presets={
-        "tiny": {"depth": 1, "heads": 4, "head_dim": 4},
-        "small": {"depth": 1, "heads": 8, "head_dim": 8},
+        "tiny": {"depth": 1, "heads": 4, "head_dim": 4, **USUAL},
+        "small": {"depth": 1, "heads": 8, "head_dim": 8, **USUAL},
+        "groups": {"depth": 1, "heads": 8, "head_dim": 8, "group_size": 9, **USUAL},
         "paper": {"depth": 3, "heads": 8, "head_dim": 8},
-        "groups": {"depth": 1, "heads": 8, "head_dim": 8, "group_size": 9},
     },
 )
 

@@ -24,6 +24,7 @@ from polyhead_traffic.baselines import fit_baselines
 from polyhead_traffic.data import SensorData
 from polyhead_traffic.gman import batch_norm_momentum, set_batch_norm_momentum
 from polyhead_traffic.graphs import find_graph
+from polyhead_traffic.held_out import HeldOutMedian
 from polyhead_traffic.intervals import LEVEL, IntervalMetric, Intervals
 from polyhead_traffic.metrics import ForecastMetric, figure_name, headline_steps, masked_absolute_error
 from polyhead_traffic.settings import ForecastTaskSettings, PredictSettings
@@ -50,7 +51,7 @@ class ForecastTask:
     config says ``input_mask``, ``x_mask`` (B, P, N); it returns (B, Q, N) in the unit of the readings. What the data
     determine is put into its config, as far as it has the fields (``nodes``, ``history``, ``horizon``,
     ``slots_per_day``, ``use_day_of_week``, ``embedding_dim``), and given to its method ``set_data(mean, std,
-    spatial_embedding)``.
+    spatial_embedding)``, and ``profile`` besides if its config says so.
     """
 
     monitor: ClassVar[Monitor] = Monitor("mae", "min")
@@ -70,6 +71,8 @@ class ForecastTask:
     """What the spatial embedding was made from, in words."""
     embedding: NDArray[np.float32] | None = None
     """(N, D): where sensors are; None in a restored task, whose model carries it."""
+    medians: HeldOutMedian | None = None
+    """Each sensor's usual day; None in a restored task, whose model carries it."""
     intervals: Intervals | None = None
     """How far readings lie from forecasts; None before `calibrate`."""
 
@@ -108,6 +111,7 @@ class ForecastTask:
             norm_epochs=settings.norm_epochs,
             embedding_source=source,
             embedding=embedding,
+            medians=HeldOutMedian.fit(data),
         )
 
     @classmethod
@@ -117,7 +121,7 @@ class ForecastTask:
         Raises:
             CheckpointError: the state is that of another version.
         """
-        names = {field.name for field in dataclasses.fields(cls)} - {"embedding"}
+        names = {field.name for field in dataclasses.fields(cls)} - {"embedding", "medians"}
         state = {"intervals": None, **state}
         if set(state) != names:
             odd = ", ".join(sorted(set(state) ^ names))
@@ -131,7 +135,7 @@ class ForecastTask:
     def state(self) -> Mapping[str, Any]:
         """Return what ``restore`` needs, as JSON values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["embedding"]
+        del fields["embedding"], fields["medians"]
         kept = None if self.intervals is None else self.intervals.state()
         return {**fields, "ids": list(self.ids), "intervals": kept}
 
@@ -159,7 +163,10 @@ class ForecastTask:
         set_data: Any = getattr(model, "set_data", None)
         if set_data is not None:
             where = None if self.embedding is None else torch.from_numpy(self.embedding)
-            set_data(mean=self.mean, std=self.std, spatial_embedding=where)
+            usual = {}
+            if self.medians is not None and getattr(getattr(model, "config", None), "profile", False):
+                usual["profile"] = torch.from_numpy(self.medians.profile.table)
+            set_data(mean=self.mean, std=self.std, spatial_embedding=where, **usual)
         return model
 
     def check(self, data: SensorData) -> None:
@@ -190,8 +197,16 @@ class ForecastTask:
         set_batch_norm_momentum(model, batch_norm_momentum(progress.step, decay_steps))
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Ratio]:
-        """Return the masked MAE in the unit of the readings."""
-        return {"mae": masked_absolute_error(self.predict(model, batch), batch["y"], batch["y_mask"])}
+        """Return the masked MAE in the unit of the readings.
+
+        A model with a profile is shown that of the other days: in its own the targets take part.
+        """
+        config = getattr(getattr(model, "module", model), "config", None)
+        if self.medians is not None and getattr(config, "profile", False):
+            forecast = model(batch["x"], batch["te"], batch["x_mask"], self.medians.without(batch))
+        else:
+            forecast = self.predict(model, batch)
+        return {"mae": masked_absolute_error(forecast, batch["y"], batch["y_mask"])}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return forecasts (B, Q, N) in the unit of the readings."""
