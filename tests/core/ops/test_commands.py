@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,11 @@ from polyhead.ops import KernelSpec, use_kernel
 from polyhead.ops.commands import explain_call, list_kernels, parse_shape, verify_kernels
 
 SHAPE = (2, 8, 128, 64)
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POLYHEAD_CACHE", str(tmp_path / "cache"))
 
 
 def test_list() -> None:
@@ -95,12 +101,95 @@ def test_verify(add: Callable[..., None], module: Any) -> None:
     said = verify_kernels("running_sum", dtypes=["float32"])
     assert said.passed
     rows = {(row["kernel"], row["form"]): row for row in said.data["rows"]}
-    assert rows.keys() == {("gpu", "parallel"), ("reference", "parallel"), ("form_recurrent", "recurrent")}
-    assert [row["cases"] for row in rows.values()] == [0, 3, 3]
+    assert rows.keys() == {("reference", "parallel"), ("form_recurrent", "recurrent")}
+    assert [row["cases"] for row in rows.values()] == [3, 3]
+    assert [row["interpreted"] for row in rows.values()] == [False, False]
     assert said.data["cases"] == 6
     assert said.data["failures"] == 0
-    assert "not run: device is cpu (needs cuda)" in said.text
-    assert said.text.splitlines()[-1] == "6 cases in 2 of 3 rows: no failures."
+    assert said.data["skipped"] == [
+        {
+            "operator": "running_sum",
+            "kernel": "gpu",
+            "form": "parallel",
+            "dtype": "float32",
+            "reason": "device is cpu (needs cuda)",
+        }
+    ]
+    assert said.text.splitlines()[-2:] == [
+        f"{'running_sum':<28}{'gpu':<16}{'parallel':<12}{'float32':<10} device is cpu (needs cuda)",
+        "6 cases in 2 rows: no failures.",
+    ]
+
+
+def test_a_kernel_that_ran_no_case_fails(add: Callable[..., None], module: Any) -> None:
+    lazy = KernelSpec("running_sum", "lazy", module.reference, limits=lambda call: ["it is Monday"])
+    add(kernels=(lazy,))
+    said = verify_kernels("running_sum", "lazy", ["float32"])
+    assert not said.passed
+    assert "NO CASE: it is Monday" in said.text
+    assert "running_sum by lazy (parallel), float32: no case was run." in said.text
+
+
+def test_verify_runs_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: Any = ("softmax_attention", "torch", ["float32"])
+    ran = []
+
+    def row(kernel: KernelSpec, dtype: str, device: str) -> dict[str, Any]:
+        ran.append(dtype)
+        row = {"operator": "softmax_attention", "kernel": kernel.name, "form": "parallel", "dtype": dtype, "cases": 3}
+        row |= {"passes": 3, "refused": {}, "worst": {}, "failures": [], "interpreted": False}
+        return row | ({"failures": ["off"]} if len(ran) == 3 else {})
+
+    monkeypatch.setattr("polyhead.ops.commands.verifying._row", row)
+    assert verify_kernels(*arguments).passed
+    again = verify_kernels(*arguments, changed=True)
+    assert again.passed
+    assert "(known)" in again.text
+    assert ran == ["float32"]
+    assert "(known)" not in verify_kernels(*arguments).text  # not asked to look
+    monkeypatch.setattr("torch.__version__", "another")
+    assert not verify_kernels(*arguments, changed=True).passed
+    assert verify_kernels(*arguments, changed=True).passed  # a failure is not kept
+    assert len(ran) == 4
+
+
+def test_interpreted_kernels_are_run_apart(
+    add: Callable[..., None], module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process is one that knows this operator: here, a program that says what it was asked."""
+    add(kernels=(KernelSpec("running_sum", "triton", module.reference, interpreted=("float32",)),))
+    asked: list[list[str]] = []
+
+    def answer(command: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        assert given["env"]["TRITON_INTERPRET"] == "1"
+        row = {"operator": "running_sum", "kernel": "triton", "form": "parallel", "dtype": "float32", "cases": 3}
+        row |= {"passes": 3, "refused": {}, "worst": {}, "failures": [], "interpreted": True}
+        return subprocess.CompletedProcess(command, 0, json.dumps({"rows": [row]}), "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    said = verify_kernels("running_sum", "triton")
+    assert asked[0][1:] == [
+        *("-m", "polyhead", "kernels", "verify", "--json", "--op", "running_sum", "--kernel", "triton"),
+        *("--dtype", "float32"),
+    ]
+    assert [row["interpreted"] for row in said.data["rows"]] == [True]
+    assert [row["reason"] for row in said.data["skipped"]] == ["needs a GPU: the interpreter is right in float32 only"]
+    assert "(interpreted)" in said.text
+
+
+def test_an_interpreter_that_dies_is_an_error(
+    add: Callable[..., None], module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(kernels=(KernelSpec("running_sum", "triton", module.reference, interpreted=("float32",)),))
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(command, -11, "", "one\nSegmentation fault\n"),
+    )
+    message = "Triton's interpreter ended with -11: Segmentation fault  Again: TRITON_INTERPRET=1 python -m polyhead"
+    with pytest.raises(KernelError, match=re.escape(message)):
+        verify_kernels("running_sum", "triton", ["float32"])
 
 
 def test_verify_says_what_failed(add: Callable[..., None], module: Any) -> None:

@@ -28,16 +28,20 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyhead"
 
 
-def load(kind: str, digest: str) -> Any:
+def load(kind: str, digest: str | None) -> Any:
     """Return a result, or None if there is none."""
+    if digest is None:
+        return None
     try:
         return json.loads((folder() / kind / f"{digest}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def store(kind: str, digest: str, result: Any) -> None:
-    """Keep a result made of JSON values."""
+def store(kind: str, digest: str | None, result: Any) -> None:
+    """Keep a result made of JSON values; one without a digest is not kept."""
+    if digest is None:
+        return
     try:
         (folder() / kind).mkdir(parents=True, exist_ok=True)
         write_atomic(folder() / kind / f"{digest}.json", json.dumps(result).encode())
@@ -45,17 +49,19 @@ def store(kind: str, digest: str, result: Any) -> None:
         return
 
 
-def source_digest(modules: Iterable[str], facts: Iterable[str], without: Iterable[str] = ()) -> str:
+def source_digest(modules: Iterable[str], facts: Iterable[str], without: Iterable[str] = ()) -> str | None:
     """Return a digest of modules, of all that they import of their own packages, and of further facts.
 
-    Imports are read from the source, those inside of functions too; nothing is run.
+    Imports are read from the source, those inside of functions too; nothing is run. None if one of the modules has no
+    source, as in a notebook.
 
     Args:
         modules: their names, such as "polyhead.ops.decay_attention.spec".
         facts: what else the result depends on, such as versions.
         without: packages that are left out, although something imports them.
     """
-    waiting, digests, out = list(modules), dict[str, str](), tuple(without)
+    given = list(modules)
+    waiting, digests, out = list(given), dict[str, str](), tuple(without)
     packages = {name.partition(".")[0] for name in waiting}
     while waiting:
         name = waiting.pop()
@@ -64,6 +70,8 @@ def source_digest(modules: Iterable[str], facts: Iterable[str], without: Iterabl
             continue
         path = _source(name)
         if path is None:
+            if name in given:
+                return None
             continue
         content = path.read_bytes()
         digests[name] = hashlib.sha256(content).hexdigest()
@@ -75,7 +83,7 @@ def source_digest(modules: Iterable[str], facts: Iterable[str], without: Iterabl
 def _source(module: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # an attribute, not a module
+    except (ModuleNotFoundError, ValueError):  # an attribute, not a module; or a module that was made by hand
         return None
     return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
 

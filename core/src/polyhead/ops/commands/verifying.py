@@ -178,7 +178,7 @@ def _interpreted(*arguments: str) -> dict[str, Any]:
     return answer
 
 
-def _digest(spec: OperatorSpec, kernel: KernelSpec, kind: str, dtype: str, device: str) -> str:
+def _digest(spec: OperatorSpec, kernel: KernelSpec, kind: str, dtype: str, device: str) -> str | None:
     """Return a digest of what a result depends on: the operator, the kernel, the kit, and the versions."""
     function = kernel.function if isinstance(kernel.function, str) else kernel.function.__module__
     names = [spec.function, *spec.forms.values(), spec.faults, function, spec.describe.__module__]
