@@ -88,7 +88,22 @@ def steps(app: str | None = None) -> list[Step]:
                 found.append(Step(f"{spec.name}/{script.stem}", claim, (*sources, script), document=True))
         if app is not None and chosen:
             found += _slow_tests([str(folder.relative_to(ROOT)) for folder in folders])
-    return found if app is not None else [*found, *_slow_tests(None)]
+    return found if app is not None else [*found, *_kernels(), *_slow_tests(None)]
+
+
+def _kernels() -> list[Step]:
+    """Return the steps of the operators: every kernel on every case, broken on purpose, compiled in every way."""
+    sources = _sources(ROOT / "core", ROOT / "kernels")
+    environment = {"POLYHEAD_CACHE": str(ROOT / "build" / "cache")}
+    found = []
+    for name, arguments in (
+        ("verify", ("verify",)),
+        ("self-test", ("verify", "--self-test")),
+        ("compile", ("compile", "--all")),
+    ):
+        command = (sys.executable, "-m", "polyhead", "kernels", *arguments, "--json")
+        found.append(Step(f"kernels/{name}", command, sources, document=True, environment=environment))
+    return found
 
 
 def _sources(*folders: Path) -> tuple[Path, ...]:

@@ -60,8 +60,14 @@ def test(workers: int) -> list[Step]:
     files = (ROOT / "tests" / "kernels").rglob("test_*.py")
     if any("mark.interpret" in path.read_text(encoding="utf-8") for path in files):
         # Triton reads the switch when it is imported, so its interpreter needs a process of its own.
-        command = [*pytest, "-m", "interpret and not slow", "tests/kernels"]
+        command = [*pytest, "-m", "interpret and not slow", "tests/kernels", "-n", str(workers), "--dist", "loadfile"]
         steps.append(Step("tests, interpreter", command, {**quiet, "TRITON_INTERPRET": "1"}, (0, NO_TESTS)))
+    kernels = [sys.executable, "-m", "polyhead", "kernels"]
+    kept = {**quiet, "POLYHEAD_CACHE": str(ROOT / "build" / "cache")}
+    steps += [
+        Step("kernels, broken on purpose", [*kernels, "verify", "--self-test", "--changed"], kept),
+        Step("kernels, compiled ahead of time", [*kernels, "compile", "--workers", str(workers)], kept),
+    ]
     command = [*pytest, "-m", "not slow and not interpret and not gpu", "-n", str(workers), "--dist", "loadfile"]
     steps.append(Step("tests", [*command, "--durations=10", "--durations-min=5"], quiet))
     return steps

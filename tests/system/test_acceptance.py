@@ -69,3 +69,4 @@ def test_every_app_has_its_demo_among_the_steps(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(acceptance, "_slow_tests", lambda folders: [])
     names = [step.name for step in acceptance.steps()]
     assert {f"{app.name}/demo" for plugin in plugins() for app in plugin.apps} <= set(names)
+    assert names[-3:] == ["kernels/verify", "kernels/self-test", "kernels/compile"]
