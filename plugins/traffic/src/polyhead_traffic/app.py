@@ -16,7 +16,7 @@ app = App(
         quick={"model.preset": "tiny", "train.epochs": None, "train.steps": 20},
         note="These data are simulated: the figures say nothing about real roads.",
     ),
-    commands={"simulate": "polyhead_traffic.simulate:simulate"},
+    commands={"fill": "polyhead_traffic.fill:fill", "simulate": "polyhead_traffic.simulate:simulate"},
     epilog="Own sensors: traffic-forecast fit --data FOLDER. What is read: traffic-forecast datasets.",
 )
 

@@ -196,10 +196,6 @@ class SensorData:
             )
         return WindowSource(self, np.array([first])).latest()
 
-    def future(self, rows: int) -> NDArray[np.datetime64]:
-        """Return the timestamps of the ``rows`` steps after the last row."""
-        return self.timestamps[-1] + np.arange(1, rows + 1) * np.timedelta64(self.step_s, "s")
-
     def summary(self) -> Mapping[str, Any]:
         """Return sizes, times, ranges, the share of missing readings and what the reader chose."""
         observed = self.values[self.mask]

@@ -380,7 +380,11 @@ def _difference(data: SensorData, ids: Sequence[str]) -> str:
         parts.append(f"{len(new)} that the model does not know ({_names(new)})")
     if lost:
         parts.append(f"not {len(lost)} that it does ({_names(lost)})")
-    return f"{data.name} has {' and '.join(parts)}: a model forecasts the sensors it was fitted on. Fit on these data."
+    return (
+        f"{data.name} has {' and '.join(parts)}: a model forecasts the sensors it was fitted on, because where a sensor "
+        "stands in the network was learned together with the others. Fit on these data. `fit --init-from RUN` starts "
+        "from the weights of this model."
+    )
 
 
 def _names(names: Sequence[str]) -> str:

@@ -93,17 +93,18 @@ class WindowSource:
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
     def latest(self) -> Mapping[str, Any]:
-        """Return the windows with the future's calendar but no future readings; only their past needs to exist."""
+        """Return the windows with the future's calendar but no future readings; only their past need exist."""
         import torch
 
         from polyhead_traffic.data import calendar
 
         past = self.starts[:, None] + np.arange(self.data.history)
-        future = calendar(self.data.future(self.data.horizon), self.data.step_s, self.data.holidays)
+        ahead = np.arange(1, self.data.horizon + 1) * np.timedelta64(self.data.step_s, "s")
+        future = self.data.timestamps[past[:, -1]][:, None] + ahead
         arrays = {
             **self._inputs(past),
             "te": np.concatenate(
-                [self.data.calendar[past], np.broadcast_to(future, (len(past), *future.shape))], axis=1
+                [self.data.calendar[past], calendar(future, self.data.step_s, self.data.holidays)], axis=1
             ),
             "start": self.starts,
         }
