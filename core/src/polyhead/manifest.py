@@ -111,6 +111,8 @@ class MixerSpec:
     """``"module:Class"``: a ``polyhead.nn.TokenMixer``, built as ``Class(dim, heads, **settings)``."""
     summary: str
     paper: str = ""
+    causal: bool = True
+    """Whether it can be causal, and then streamed; False for one that always sees every token."""
 
 
 @dataclass(frozen=True)

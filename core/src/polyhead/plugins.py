@@ -24,7 +24,8 @@ import pluggy
 from polyhead import hookspecs
 from polyhead.errors import PluginError, UnknownNameError, nearest
 from polyhead.hookspecs import hookimpl
-from polyhead.manifest import AppSpec, DatasetSpec, ModelSpec, Plugin, TaskSpec
+from polyhead.manifest import AppSpec, DatasetSpec, MixerSpec, ModelSpec, Plugin, TaskSpec
+from polyhead.nn.mixers import BUILT_IN
 
 __all__ = [
     "GROUP",
@@ -35,6 +36,7 @@ __all__ = [
     "failures",
     "find_app",
     "find_dataset",
+    "find_mixer",
     "find_model",
     "find_plugin",
     "find_task",
@@ -48,7 +50,8 @@ __all__ = [
 
 GROUP = "polyhead"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?")
-_Spec = TypeVar("_Spec", ModelSpec, DatasetSpec, AppSpec, TaskSpec)
+_Spec = TypeVar("_Spec", ModelSpec, DatasetSpec, AppSpec, TaskSpec, MixerSpec)
+_CORE = Plugin(name="polyhead", summary="what core brings", mixers=BUILT_IN)
 _log = logging.getLogger(__name__)
 
 
@@ -201,6 +204,11 @@ class Manager:
         """Return a command and its plugin. Raises UnknownNameError."""
         return self._find("app", name, ((plugin, spec) for plugin in self.plugins for spec in plugin.apps))
 
+    def find_mixer(self, name: str) -> tuple[Plugin, MixerSpec]:
+        """Return a token mixer and its plugin, named "polyhead" for those of core. Raises UnknownNameError."""
+        plugins = (_CORE, *self.plugins)
+        return self._find("token mixer", name, ((plugin, spec) for plugin in plugins for spec in plugin.mixers))
+
     def find_task(self, plugin: str, name: str) -> tuple[Plugin, TaskSpec]:
         """Return a task of a plugin, and the plugin. Raises UnknownNameError."""
         owner = self.find_plugin(plugin)
@@ -255,7 +263,7 @@ class Manager:
         if plugin.name in self._plugins:
             other = self._plugins[plugin.name][0]
             raise PluginError(f'Plugin name "{plugin.name}" belongs to both {other} and {origin}. Uninstall one.')
-        for kind in ("model", "dataset", "app", "task"):
+        for kind in ("model", "dataset", "app", "task", "mixer"):
             taken = {} if kind == "task" else self._owners(kind)
             for spec in getattr(plugin, f"{kind}s"):
                 if taken.get(spec.name) is origin:
@@ -266,14 +274,15 @@ class Manager:
                         f"Rename or uninstall one."
                     )
                 taken[spec.name] = origin
-        groups: tuple[tuple[ModelSpec | DatasetSpec | TaskSpec | AppSpec, ...], ...]
-        groups = (plugin.models, plugin.datasets, plugin.tasks, plugin.apps)
+        groups: tuple[tuple[ModelSpec | DatasetSpec | TaskSpec | AppSpec | MixerSpec, ...], ...]
+        groups = (plugin.models, plugin.datasets, plugin.tasks, plugin.apps, plugin.mixers)
         for name in (plugin.name, *(spec.name for group in groups for spec in group)):
             if not _NAME.fullmatch(name):
                 raise PluginError(f'Name "{name}" is not made of a-z, 0-9, "-", "_" and ".". Rename it.')
 
     def _owners(self, kind: str) -> dict[str, Origin]:
-        return {spec.name: origin for origin, plugin in self._plugins.values() for spec in getattr(plugin, f"{kind}s")}
+        every = ((Origin(_CORE.name, _CORE.name), _CORE), *self._plugins.values())
+        return {spec.name: origin for origin, plugin in every for spec in getattr(plugin, f"{kind}s")}
 
     def _fail(self, origin: Origin, error: BaseException) -> None:
         failure = Failure(origin.name, origin.distribution, origin.version, error, _hint(origin, error))
@@ -382,6 +391,11 @@ def find_dataset(name: str) -> tuple[Plugin, DatasetSpec]:
 def find_app(name: str) -> tuple[Plugin, AppSpec]:
     """Return a command and its plugin. Raises UnknownNameError."""
     return manager().find_app(name)
+
+
+def find_mixer(name: str) -> tuple[Plugin, MixerSpec]:
+    """Return a token mixer and its plugin, named "polyhead" for those of core. Raises UnknownNameError."""
+    return manager().find_mixer(name)
 
 
 def find_task(plugin: str, name: str) -> tuple[Plugin, TaskSpec]:

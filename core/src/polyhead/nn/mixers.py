@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from polyhead.errors import PluginError, UnknownNameError
+from polyhead.errors import PluginError
 from polyhead.manifest import MixerSpec, resolve
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def find_mixer(name: str) -> MixerSpec:
     Raises:
         UnknownNameError: no such mixer; suggests the nearest one.
     """
-    known = {spec.name: spec for spec in BUILT_IN}
-    if name not in known:
-        known = {spec.name: spec for spec in mixers()}
-    if name not in known:
-        raise UnknownNameError("token mixer", name, known)
-    return known[name]
+    for spec in BUILT_IN:
+        if spec.name == name:
+            return spec
+    from polyhead import plugins
+
+    return plugins.find_mixer(name)[1]
 
 
 def make_mixer(

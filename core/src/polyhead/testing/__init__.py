@@ -1,4 +1,4 @@
-"""The kit that checks an operator, a kernel, a model, a dataset, a task, an app or a whole plugin.
+"""The kit that checks an operator, a kernel, a token mixer, a model, a dataset, a task, an app or a whole plugin.
 
 Polyhead's own tests and those of an outside author use the same functions. Each tries the real thing and raises
 ``CheckError`` with a sentence per broken rule: what is wrong, where the rule is written, how to mend it. If all is
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polyhead.testing.apps import check_app
     from polyhead.testing.datasets import check_dataset
+    from polyhead.testing.mixers import check_mixer
     from polyhead.testing.models import check_model
     from polyhead.testing.operators import check_kernel, check_operator
     from polyhead.testing.plugins import check_plugin
@@ -24,6 +25,7 @@ __all__ = [
     "check_app",
     "check_dataset",
     "check_kernel",
+    "check_mixer",
     "check_model",
     "check_operator",
     "check_plugin",
@@ -35,6 +37,7 @@ _HOMES = {
     "check_app": "apps",
     "check_dataset": "datasets",
     "check_kernel": "operators",
+    "check_mixer": "mixers",
     "check_model": "models",
     "check_operator": "operators",
     "check_plugin": "plugins",

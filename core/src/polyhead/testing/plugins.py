@@ -11,7 +11,7 @@ from typing import Any
 
 from polyhead import plugins
 from polyhead.configs import config_problems
-from polyhead.manifest import AppSpec, DatasetSpec, ModelSpec, Plugin, TaskSpec, resolve
+from polyhead.manifest import AppSpec, DatasetSpec, MixerSpec, ModelSpec, Plugin, TaskSpec, resolve
 from polyhead.testing.apps import fresh_imports, report_app
 from polyhead.testing.datasets import open_dataset, report_registered
 from polyhead.testing.report import CheckError, Report, RuleError
@@ -25,7 +25,7 @@ _MANIFEST = "polyhead.manifest"
 def check_plugin(
     name: str, *, demo: bool = False, path: str | Path | None = None, settings: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Check a plugin: what its manifest says, and every model, dataset, task and app that it names.
+    """Check a plugin: what its manifest says, and every model, dataset, task, app and token mixer that it names.
 
     Args:
         name: the plugin's name.
@@ -56,13 +56,15 @@ def check_plugin(
         _check_task(report, task)
     for app in plugin.apps:
         report.include(report_app(app.name, demo=demo))
+    for mixer in plugin.mixers:
+        _check_mixer(report, mixer)
     return report.finish()
 
 
 def _check_manifest(report: Report, plugin: Plugin) -> None:
     origin = plugins.manager().origin(plugin.name)
-    specs: list[ModelSpec | DatasetSpec | TaskSpec | AppSpec]
-    specs = [*plugin.models, *plugin.datasets, *plugin.tasks, *plugin.apps]
+    specs: list[ModelSpec | DatasetSpec | TaskSpec | AppSpec | MixerSpec]
+    specs = [*plugin.models, *plugin.datasets, *plugin.tasks, *plugin.apps, *plugin.mixers]
     with report.check("its entry point has its name", f"{_MANIFEST}.Plugin.name"):
         if origin.distribution and origin.name != plugin.name:
             raise RuleError(
@@ -99,6 +101,13 @@ def _module(origin: plugins.Origin) -> str:
         if entry.dist is not None and entry.dist.metadata["Name"] == origin.distribution:
             return entry.module
     return ""
+
+
+def _check_mixer(report: Report, spec: MixerSpec) -> None:
+    from polyhead.testing.mixers import report_mixer
+
+    with report.check(f'mixer "{spec.name}" is made of dim and heads', f"{_MANIFEST}.MixerSpec.target"):
+        report.include(report_mixer(spec.name, causal=spec.causal))
 
 
 def _check_model(report: Report, spec: ModelSpec) -> None:
