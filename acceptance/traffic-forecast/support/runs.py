@@ -32,7 +32,7 @@ class Fit(NamedTuple):
 
 
 def data_folder(name: str, fetch: str) -> Path:
-    """Return the folder of the data: ``--data``, else $POLYHEAD_TRAFFIC_DATA/NAME, else the shared copy.
+    """Return the folder of the data: ``--data``, else ``data/traffic/NAME`` in $POLYHEAD_SHARED or ``../shared``.
 
     Raises:
         SystemExit: there is none; says how to get it.
@@ -40,10 +40,10 @@ def data_folder(name: str, fetch: str) -> Path:
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--data", type=Path, help="folder of the data")
     options = parser.parse_args()
-    shared = Path(os.environ.get("POLYHEAD_TRAFFIC_DATA", ROOT.parent / "shared" / "data" / "traffic"))
-    folder: Path = options.data or shared / name
+    shared = Path(os.environ.get("POLYHEAD_SHARED") or ROOT.parent / "shared")
+    folder: Path = options.data or shared / "data" / "traffic" / name
     if not folder.is_dir():
-        raise SystemExit(f"{folder} is not there. {fetch} Then name its folder by --data or POLYHEAD_TRAFFIC_DATA.")
+        raise SystemExit(f"{folder} is not there. {fetch} Then name its folder by --data.")
     return folder.resolve()
 
 
