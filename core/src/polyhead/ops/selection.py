@@ -234,7 +234,10 @@ def _prepare(registry: Registry, operator: str) -> bool:
 
 registry = Registry(
     {
+        "additive_attention_scores": "polyhead.ops.additive_attention_scores.spec:SPEC",
         "decay_attention": "polyhead.ops.decay_attention.spec:SPEC",
+        "deformable_attention": "polyhead.ops.deformable_attention.spec:SPEC",
+        "pointer_nll": "polyhead.ops.pointer_nll.spec:SPEC",
         "prefix_attention": "polyhead.ops.prefix_attention.spec:SPEC",
         "softmax_attention": "polyhead.ops.softmax_attention.spec:SPEC",
     },

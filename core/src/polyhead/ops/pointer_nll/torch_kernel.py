@@ -1,0 +1,164 @@
+"""A pointer's loss from tiles that stay in the cache; logits are neither kept nor computed twice in a pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyhead.ops.additive_attention_scores.masks import reach
+from polyhead.ops.additive_attention_scores.tiles import Tile, backward, strips, wide_dtype
+from polyhead.ops.library import distinct, register
+from polyhead.ops.pointer_nll import PointerNLL
+
+__all__ = ["pointer_nll"]
+
+
+def pointer_nll(
+    q: Tensor,
+    k: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    query_lengths: Tensor | None,
+    clip: float | None,
+) -> PointerNLL:
+    """Run the tiled form; arguments as the public function validated them."""
+    q, k, weight = distinct(q, k, weight)  # type: ignore[assignment]
+    return PointerNLL(_Function.apply(q, k, weight, targets, mask, lengths, query_lengths, clip))
+
+
+class _Function(torch.autograd.Function):
+    """Gradients by the backward operator."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        mask: Tensor | None,
+        lengths: Tensor | None,
+        query_lengths: Tensor | None,
+        clip: float | None,
+    ) -> Tensor:
+        nll: Tensor
+        nll, total = _forward(q, k, weight, targets, mask, lengths, query_lengths, clip)
+        ctx.save_for_backward(total, q, k, weight, targets, mask, lengths, query_lengths)
+        ctx.clip = clip
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, grad_nll: Tensor) -> Any:
+        return (*_backward(grad_nll, *ctx.saved_tensors, ctx.clip), None, None, None, None, None)
+
+
+def _logits(tile: Tile, clip: float | None) -> Tensor:
+    values = tile.logits()
+    if clip is not None:
+        values.tanh_().mul_(clip)
+    return values if tile.allowed is None else values.masked_fill_(~tile.allowed, -torch.inf)
+
+
+def _run_forward(
+    q: Tensor,
+    k: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    query_lengths: Tensor | None,
+    clip: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the losses, and for the backward pass the logarithms of the sums (B, H, Sq)."""
+    part = reach(q, k, mask, lengths, query_lengths)
+    total = torch.full(q.shape[:3], -torch.inf, dtype=wide_dtype(q.dtype), device=q.device)
+    chosen = total.clone()
+    for strip in strips(q, k, weight, part):
+        for keys, tiles in strip.blocks():
+            for tile in tiles:
+                values = _logits(tile, clip)
+                where = (tile.rows, tile.head, tile.queries)
+                total[where] = torch.logaddexp(total[where], values.logsumexp(2))
+                at = targets[where] - keys.start
+                inside = (at >= 0) & (at < values.shape[2])
+                found = values.gather(2, at.clamp(0, values.shape[2] - 1).unsqueeze(2)).squeeze(2)
+                chosen[where] = torch.where(inside, found, chosen[where])
+    total.masked_fill_(chosen == -torch.inf, torch.inf)  # the loss of what is impossible, and no gradient
+    nll = (total - chosen).to(q.dtype)
+    empty = torch.full_like(total, k.shape[2] == 0, dtype=torch.bool) if part is None else ~part.queries
+    return nll.masked_fill_(empty, 0), total
+
+
+def _run_backward(
+    grad_nll: Tensor,
+    total: Tensor,
+    q: Tensor,
+    k: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    query_lengths: Tensor | None,
+    clip: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and weight."""
+
+    def gradient(tile: Tile) -> Tensor:
+        where = (tile.rows, tile.head, tile.queries)
+        values = _logits(tile, clip)
+        g = (values - total[where].unsqueeze(2)).exp_()
+        keys = torch.arange(tile.keys.start, tile.keys.stop, device=q.device)
+        g.add_(targets[where].unsqueeze(2) == keys, alpha=-1).mul_(grad_nll[where].unsqueeze(2))
+        if clip is not None:
+            g *= values.div_(clip).square_().neg_().add_(1).mul_(clip)
+        return g if tile.allowed is None else g.masked_fill_(~tile.allowed, 0)
+
+    return backward(q, k, weight, reach(q, k, mask, lengths, query_lengths), gradient)
+
+
+def _fake_forward(
+    q: Tensor,
+    _k: Tensor,
+    _weight: Tensor,
+    _targets: Tensor,
+    _mask: Tensor | None,
+    _lengths: Tensor | None,
+    _query_lengths: Tensor | None,
+    _clip: float | None,
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape[:3]), q.new_empty(q.shape[:3], dtype=wide_dtype(q.dtype))
+
+
+def _fake_backward(
+    _grad_nll: Tensor,
+    _total: Tensor,
+    q: Tensor,
+    k: Tensor,
+    weight: Tensor,
+    _targets: Tensor,
+    _mask: Tensor | None,
+    _lengths: Tensor | None,
+    _query_lengths: Tensor | None,
+    _clip: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), weight.new_empty(weight.shape)
+
+
+_forward = register(
+    "pointer_nll_forward(Tensor q, Tensor k, Tensor weight, Tensor targets, Tensor? mask, Tensor? lengths, "
+    "Tensor? query_lengths, float? clip) -> (Tensor, Tensor)",
+    _run_forward,
+    _fake_forward,
+)
+_backward = register(
+    "pointer_nll_backward(Tensor grad_nll, Tensor total, Tensor q, Tensor k, Tensor weight, Tensor targets, "
+    "Tensor? mask, Tensor? lengths, Tensor? query_lengths, float? clip) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _fake_backward,
+    backward_of="torch of pointer_nll",
+)
