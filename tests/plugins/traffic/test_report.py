@@ -12,17 +12,10 @@ from torch import Tensor, nn
 
 from polyhead.errors import ShapeError
 from polyhead.protocols import Batch, Picture, Predictor
-from polyhead_traffic import report
+from polyhead_traffic import maps, report
 from polyhead_traffic.data import SensorData
-from polyhead_traffic.report import (
-    Tally,
-    error_by_horizon,
-    error_by_time_of_day,
-    error_of_sensors,
-    forecast_series,
-    graph_layout,
-    pictures,
-)
+from polyhead_traffic.maps import error_of_sensors, graph_layout
+from polyhead_traffic.report import Tally, error_by_horizon, error_by_time_of_day, forecast_series, pictures
 
 Network = Callable[..., SensorData]
 
@@ -209,7 +202,7 @@ def test_where_the_error_is(network: Network) -> None:
 
 
 def test_a_large_graph_is_not_laid_out(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_LARGEST_LAYOUT", 3)
+    monkeypatch.setattr(maps, "_LARGEST_LAYOUT", 3)
     assert "from least to largest" in error_of_sensors(network(), np.ones(4)).caption
 
 

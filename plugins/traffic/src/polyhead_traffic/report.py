@@ -5,10 +5,7 @@ All of them are drawn for a phone's width, tell colours apart for colour-blind e
 
 from __future__ import annotations
 
-import io
-import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +14,10 @@ from numpy.typing import NDArray
 from polyhead.errors import ShapeError
 from polyhead.protocols import Batch, Picture, Predictor
 from polyhead_traffic.data import SensorData
+from polyhead_traffic.drawing import MODEL, TRUTH, canvas, captioned, legend, short, unit
+from polyhead_traffic.maps import attention_of_sensor, attention_picture, error_of_sensors
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from torch import nn
 
     from polyhead_traffic.task import ForecastTask
@@ -29,14 +26,11 @@ __all__ = [
     "Tally",
     "error_by_horizon",
     "error_by_time_of_day",
-    "error_of_sensors",
     "forecast_series",
-    "graph_layout",
     "pictures",
 ]
 
 # Okabe and Ito's palette; lines differ by dashes and markers too.
-_MODEL, _TRUTH = "#0072B2", "#222222"
 _STYLES = (
     ("#D55E00", "--", "s"),
     ("#009E73", "-.", "^"),
@@ -44,11 +38,9 @@ _STYLES = (
     ("#E69F00", (0, (5, 1)), "v"),
     ("#56B4E9", (0, (3, 1, 1, 1)), "P"),
 )
-_WIDTH_IN, _DPI = 4.8, 200
 _SHOWN = np.timedelta64(3, "D")
 _BASELINES = len(_STYLES)
 _BATCH = 32
-_LARGEST_LAYOUT = 1500
 
 
 def pictures(task: ForecastTask, model: nn.Module, data: SensorData) -> list[Picture]:
@@ -73,7 +65,9 @@ def pictures(task: ForecastTask, model: nn.Module, data: SensorData) -> list[Pic
     methods: dict[str, Predictor] = {name: forecast, **task.baselines(data)}
     step = int(np.clip(round(3600 / data.step_s), 1, data.horizon))
     tallies = {method: Tally(data, step) for method in methods}
+    intervals = getattr(task, "intervals", None)
     series: list[NDArray[np.float32]] = []
+    bands: list[NDArray[np.float64]] = []
     shown = int((data.timestamps[source.starts] < data.timestamps[source.starts[0]] + _SHOWN).sum())
     training = model.training
     model.eval()
@@ -87,6 +81,13 @@ def pictures(task: ForecastTask, model: nn.Module, data: SensorData) -> list[Pic
                 tallies[method].add(start, truth, mask, values)
             if first < shown:
                 series.append(made[name][:, step - 1])
+                if intervals is not None:
+                    slots = batch["te"].numpy()[:, data.history :, 1]
+                    bounds = intervals.bounds(made[name], slots, data.step_s)
+                    bands.append(np.stack([bound[:, step - 1] for bound in bounds]))
+        hardest = _hardest(tallies[name].by_sensor)
+        sample = source.fetch(np.unique(np.linspace(0, len(source) - 1, _BATCH).astype(int)).tolist())
+        attention = attention_of_sensor(task, model, sample, hardest)
     finally:
         model.train(training)
     ranked = sorted((method for method in methods if method != name), key=lambda method: tallies[method].mae)
@@ -101,11 +102,26 @@ def pictures(task: ForecastTask, model: nn.Module, data: SensorData) -> list[Pic
             tallies[name].by_sensor_at_step,
             step=step,
             model=name,
+            band=np.concatenate(bands, axis=1)[:, :shown] if bands else None,
         ),
         error_by_horizon(data, {method: tally.by_step for method, tally in drawn.items()}, note=note),
         error_of_sensors(data, tallies[name].by_sensor, model=name),
         error_by_time_of_day(data, {method: tally.by_hour for method, tally in drawn.items()}, note=note),
+        *(
+            []
+            if attention is None
+            else [
+                attention_picture(
+                    data, attention, hardest, model=name, note=" It is the sensor with the largest error."
+                )
+            ]
+        ),
     ]
+
+
+def _hardest(mae: NDArray[np.floating]) -> int:
+    """Return the sensor with the largest error; the first one if none is known."""
+    return int(np.argmax(np.where(np.isfinite(mae), mae, -1)))
 
 
 class Tally:
@@ -189,6 +205,7 @@ def forecast_series(
     *,
     step: int,
     model: str = "forecast",
+    band: NDArray[np.floating] | None = None,
 ) -> Picture:
     """Draw readings and the forecast made ``step`` steps before, for the best, median and worst sensor.
 
@@ -199,6 +216,7 @@ def forecast_series(
         mae: of that step over all windows, shape (N,); picks the sensors.
         step: horizon, 1 to Q.
         model: what made the forecast.
+        band: lower and upper bounds of its intervals, shape (2, S, N).
     """
     known = np.flatnonzero(np.isfinite(mae))
     order = known[np.argsort(mae[known], kind="stable")]
@@ -209,16 +227,19 @@ def forecast_series(
     jumps = np.flatnonzero(np.diff(rows) != 1) + 1
     when = np.insert(data.timestamps[rows], jumps, np.datetime64("NaT"))
     hours = _minutes(step * data.step_s)
-    with _figure(data, 1.2 + 1.75 * max(len(picks), 1)) as (figure, finish):
+    with canvas(data, 1.2 + 1.75 * max(len(picks), 1)) as (figure, finish):
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
         panels = figure.subplots(max(len(picks), 1), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (rank, sensor) in zip(panels, picks.items(), strict=False):
             readings = np.insert(np.where(data.mask[rows, sensor], data.values[rows, sensor], np.nan), jumps, np.nan)
-            axes.plot(when, readings, color=_TRUTH, lw=1.0, label="reading")
+            axes.plot(when, readings, color=TRUTH, lw=1.0, label="reading")
             values = np.insert(forecast[:, sensor].astype(np.float64), jumps, np.nan)
-            axes.plot(when, values, color=_MODEL, lw=1.6, alpha=0.9, label=f"{model}, {hours} before")
-            axes.set_title(f"{rank}: sensor {_short(data.ids[sensor])}, MAE {mae[sensor]:.3g}{_unit(data)}", loc="left")
+            axes.plot(when, values, color=MODEL, lw=1.6, alpha=0.9, label=f"{model}, {hours} before")
+            if band is not None:
+                low, high = (np.insert(bound[:, sensor], jumps, np.nan) for bound in band)
+                axes.fill_between(when, low, high, color=MODEL, alpha=0.18, lw=0, label="80 % interval")
+            axes.set_title(f"{rank}: sensor {short(data.ids[sensor])}, MAE {mae[sensor]:.3g}{unit(data)}", loc="left")
             axes.set_ylabel(data.unit or "reading")
             if np.nanmin(np.concatenate([readings, values, [0]])) >= 0:
                 axes.set_ylim(bottom=0)
@@ -227,13 +248,13 @@ def forecast_series(
         panels[-1].xaxis.set_major_locator(locator)
         panels[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
         panels[-1].set_xlabel("local time")
-        _legend(figure, panels[0])
+        legend(figure, panels[0])
         png = finish()
     caption = (
         f"Readings and the forecast made {hours} before, the first days of the test split, for the sensors with the "
         "least, the median and the largest mean absolute error at that horizon."
     )
-    return _picture("Forecast against readings", caption, data, png)
+    return captioned("Forecast against readings", caption, data, png)
 
 
 def error_by_horizon(data: SensorData, errors: Mapping[str, NDArray[np.floating]], *, note: str = "") -> Picture:
@@ -246,7 +267,7 @@ def error_by_horizon(data: SensorData, errors: Mapping[str, NDArray[np.floating]
     """
     steps = max(len(error) for error in errors.values())
     scale, word = (60, "minutes") if steps * data.step_s <= 3 * 3600 else (3600, "hours")
-    with _figure(data, 3.9) as (figure, finish):
+    with canvas(data, 3.9) as (figure, finish):
         axes = figure.subplots()
         for name, error, style in _styled(errors):
             axes.plot(np.arange(1, len(error) + 1) * data.step_s / scale, error, label=name, ms=4.5, **style)
@@ -254,12 +275,12 @@ def error_by_horizon(data: SensorData, errors: Mapping[str, NDArray[np.floating]
         stride = -(-steps // 6)
         axes.set_xticks(np.arange(stride, steps + 1, stride) * data.step_s / scale)
         axes.set_xlabel(f"{word} ahead")
-        axes.set_ylabel(f"MAE{_unit(data, ', ')}")
+        axes.set_ylabel(f"MAE{unit(data, ', ')}")
         axes.grid(alpha=0.3)
-        _legend(figure, axes, last_first=True)
+        legend(figure, axes, last_first=True)
         png = finish()
     caption = f"Mean absolute error over all windows and sensors, for each step ahead.{note}"
-    return _picture("Error by horizon", caption, data, png)
+    return captioned("Error by horizon", caption, data, png)
 
 
 def error_by_time_of_day(data: SensorData, errors: Mapping[str, NDArray[np.floating]], *, note: str = "") -> Picture:
@@ -270,7 +291,7 @@ def error_by_time_of_day(data: SensorData, errors: Mapping[str, NDArray[np.float
         errors: by method, each of shape (24,), NaN where nothing was observed; the first is the model.
         note: ends the caption.
     """
-    with _figure(data, 3.9) as (figure, finish):
+    with canvas(data, 3.9) as (figure, finish):
         axes = figure.subplots()
         for name, error, style in _styled(errors):
             axes.plot(np.arange(len(error)) + 0.5, error, label=name, ms=3.5, **style)
@@ -278,169 +299,19 @@ def error_by_time_of_day(data: SensorData, errors: Mapping[str, NDArray[np.float
         axes.set_xlim(0, 24)
         axes.set_xticks(range(0, 25, 4))
         axes.set_xlabel("hour of day (local)")
-        axes.set_ylabel(f"MAE{_unit(data, ', ')}")
+        axes.set_ylabel(f"MAE{unit(data, ', ')}")
         axes.grid(alpha=0.3)
-        _legend(figure, axes, last_first=True)
+        legend(figure, axes, last_first=True)
         png = finish()
     caption = f"Mean absolute error over all windows, sensors and steps ahead, by the hour that is forecast.{note}"
-    return _picture("Error by time of day", caption, data, png)
-
-
-def error_of_sensors(data: SensorData, mae: NDArray[np.floating], *, model: str = "forecast") -> Picture:
-    """Draw the mean absolute error of each sensor: on the map, on the graph's layout, or in order of size.
-
-    Args:
-        data: the sensors; with ``coordinates`` a map is drawn, else its graph is laid out if it has one.
-        mae: shape (N,), in the data's unit; NaN for a sensor without an observed reading.
-        model: what made the forecast.
-    """
-    nodes = len(data.ids)
-    laid_out = data.coordinates is None and data.graph is not None and nodes <= _LARGEST_LAYOUT
-    if data.coordinates is None and not laid_out:
-        return _error_in_order(data, mae, model)
-    with _figure(data, 4.6) as (figure, finish):
-        axes = figure.subplots()
-        if data.coordinates is not None:
-            places = data.coordinates[:, ::-1]
-            axes.set_aspect(1 / max(np.cos(np.deg2rad(places[:, 1].mean())), 0.05), adjustable="datalim")
-            axes.set_xlabel("longitude, °")
-            axes.set_ylabel("latitude, °")
-            axes.ticklabel_format(useOffset=False)
-            axes.locator_params(nbins=4)
-        else:
-            places = graph_layout(data)
-            axes.set_aspect("equal", adjustable="datalim")
-            axes.set_xticks([])
-            axes.set_yticks([])
-        _draw_edges(axes, data, places)
-        unseen = ~np.isfinite(mae)
-        size = float(np.clip(3000 / nodes, 8, 46))
-        axes.scatter(places[unseen, 0], places[unseen, 1], s=size, facecolors="none", edgecolors="0.5", linewidths=0.8)
-        # The largest errors come last, on top of their neighbours.
-        order = np.flatnonzero(~unseen)[np.argsort(mae[~unseen])]
-        points = axes.scatter(
-            places[order, 0],
-            places[order, 1],
-            c=mae[order],
-            s=size,
-            cmap="cividis",
-            edgecolors="white",
-            linewidths=0.4,
-            zorder=3,
-        )
-        figure.colorbar(points, ax=axes, label=f"MAE{_unit(data, ', ')}", shrink=0.85)
-        png = finish()
-    where = "on the map" if data.coordinates is not None else "on a layout of the graph (positions mean nothing else)"
-    caption = f"Mean absolute error of {model} at each sensor, all steps ahead, {where}. Grey lines: the graph."
-    if unseen.any():
-        caption += f" Hollow: without an observed reading ({int(unseen.sum())})."
-    return _picture("Where the error is", caption, data, png)
-
-
-def _error_in_order(data: SensorData, mae: NDArray[np.floating], model: str) -> Picture:
-    known = np.sort(mae[np.isfinite(mae)])
-    with _figure(data, 3.4) as (figure, finish):
-        axes = figure.subplots()
-        axes.step(np.arange(1, len(known) + 1), known, color=_MODEL, lw=1.8, where="mid")
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("sensors, in order of their error")
-        axes.set_ylabel(f"MAE{_unit(data, ', ')}")
-        axes.grid(alpha=0.3)
-        png = finish()
-    caption = (
-        f"Mean absolute error of {model} at each of {len(known):,} sensors, all steps ahead, from least to largest."
-    )
-    return _picture("Where the error is", caption, data, png)
-
-
-def graph_layout(data: SensorData, *, rounds: int = 60) -> NDArray[np.float64]:
-    """Lay out the sensors in the plane so that neighbours are near: positions (N, 2), the same at every call.
-
-    Starts from the graph's two slowest Laplacian eigenvectors and moves the nodes by springs and repulsion.
-    Complexity: O(N³) once and O(rounds · N²).
-    Source: Fruchterman and Reingold 1991.
-    """
-    nodes = len(data.ids)
-    weights = data.graph.dense(nodes) if data.graph is not None else np.zeros((nodes, nodes))
-    near = np.minimum(weights + weights.T, 1.0)
-    np.fill_diagonal(near, 0)
-    # A touch of weight everywhere joins the parts of a graph that is in pieces.
-    joined = near + 1e-3 / nodes
-    degree = joined.sum(axis=1)
-    _, vectors = np.linalg.eigh(np.eye(nodes) - joined / np.sqrt(np.outer(degree, degree)))
-    places = vectors[:, [1, min(2, nodes - 1)]] * np.sqrt(nodes)
-    # Sensors that the graph cannot tell apart would stay on top of each other.
-    places = places + 1e-3 * np.random.default_rng(0).standard_normal(places.shape)
-    ideal = 1 / np.sqrt(nodes)
-    for reach in np.linspace(0.1, 0.005, rounds):
-        offset = places[:, None] - places[None]
-        distance = np.maximum(np.sqrt((offset**2).sum(-1)), 1e-3)
-        force = ideal**2 / distance**2 - near * distance / ideal
-        move = (offset * force[..., None]).sum(axis=1)
-        length = np.maximum(np.sqrt((move**2).sum(-1, keepdims=True)), 1e-9)
-        places = places + move / length * np.minimum(length, reach)
-    return places
-
-
-def _draw_edges(axes: Axes, data: SensorData, places: NDArray[np.float64]) -> None:
-    if data.graph is None:
-        return
-    from matplotlib.collections import LineCollection
-
-    tail, head = data.graph.edges[:, data.graph.edges[0] != data.graph.edges[1]]
-    alpha = float(np.clip(400 / max(len(tail), 1), 0.08, 0.5))
-    axes.add_collection(
-        LineCollection(
-            list(np.stack([places[tail], places[head]], axis=1)), colors="0.5", lw=0.6, alpha=alpha, zorder=1
-        )
-    )
-
-
-@contextmanager
-def _figure(data: SensorData, height_in: float) -> Iterator[tuple[Figure, Any]]:
-    """Give a figure and the function that ends it with the provenance at its foot and returns it as PNG."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    foot = textwrap.wrap(f"{data.name}: {data.origin}", 98)
-    # Text outside of all axes is unknown to the layout: keep a strip free for it.
-    strip = (0.14 * len(foot) + 0.06) / height_in
-    engine = ConstrainedLayoutEngine(rect=(0, strip, 1, 1 - strip))
-    with matplotlib.rc_context(
-        {"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "font.family": "DejaVu Sans"}
-    ):
-        figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, layout=engine)
-        FigureCanvasAgg(figure)
-
-        def finish() -> bytes:
-            figure.text(0.02, 0.04 / height_in, "\n".join(foot), fontsize=6.5, color="0.35", va="bottom")
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", metadata={"Software": None})
-            return buffer.getvalue()
-
-        yield figure, finish
-
-
-def _picture(title: str, caption: str, data: SensorData, png: bytes) -> Picture:
-    return Picture(title, f"{caption} {data.origin}", png)
-
-
-def _legend(figure: Figure, axes: Axes, *, last_first: bool = False) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if last_first:
-        handles, labels = handles[::-1], labels[::-1]
-    figure.legend(
-        handles, labels, loc="outside upper left", ncols=2, frameon=False, handlelength=2.6, columnspacing=1.2
-    )
+    return captioned("Error by time of day", caption, data, png)
 
 
 def _styled(errors: Mapping[str, NDArray[np.floating]]) -> Iterator[tuple[str, NDArray[np.floating], dict[str, Any]]]:
     """Yield name, values and line style; baselines first, so that the model's line lies on top."""
     for number, (name, error) in reversed(list(enumerate(errors.items()))):
         if number == 0:
-            yield name, error, {"color": _MODEL, "lw": 2.4, "marker": "o", "ls": "-", "zorder": 3}
+            yield name, error, {"color": MODEL, "lw": 2.4, "marker": "o", "ls": "-", "zorder": 3}
         else:
             color, dashes, marker = _STYLES[(number - 1) % len(_STYLES)]
             yield name, error, {"color": color, "lw": 1.4, "marker": marker, "ls": dashes}
@@ -448,11 +319,3 @@ def _styled(errors: Mapping[str, NDArray[np.floating]]) -> Iterator[tuple[str, N
 
 def _minutes(seconds: int) -> str:
     return f"{seconds / 60:g} min" if seconds < 7200 else f"{seconds / 3600:g} h"
-
-
-def _unit(data: SensorData, before: str = " ") -> str:
-    return f"{before}{data.unit}" if data.unit else ""
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"

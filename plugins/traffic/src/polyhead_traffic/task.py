@@ -381,9 +381,9 @@ def _difference(data: SensorData, ids: Sequence[str]) -> str:
     if lost:
         parts.append(f"not {len(lost)} that it does ({_names(lost)})")
     return (
-        f"{data.name} has {' and '.join(parts)}: a model forecasts the sensors it was fitted on, because where a sensor "
-        "stands in the network was learned together with the others. Fit on these data. `fit --init-from RUN` starts "
-        "from the weights of this model."
+        f"{data.name} has {' and '.join(parts)}: a model forecasts the sensors it was fitted on, because where a "
+        "sensor stands in the network was learned together with the others. Fit on these data. `fit --init-from RUN` "
+        "starts from the weights of this model."
     )
 
 
