@@ -8,6 +8,7 @@ from polyhead.ops.additive_attention_scores import AdditiveAttentionScores, addi
 from polyhead.ops.call import Call, TensorInfo
 from polyhead.ops.choice import use_kernel
 from polyhead.ops.decay_attention import DecayAttention, decay_attention
+from polyhead.ops.deformable_attention import DeformableAttention, deformable_attention
 from polyhead.ops.pointer_nll import PointerNLL, pointer_nll
 from polyhead.ops.prefix_attention import PrefixAttention, PrefixState, prefix_attention
 from polyhead.ops.selection import Explanation, Registry, SlowKernelWarning, dispatch, explain, registry
@@ -20,6 +21,7 @@ __all__ = [
     "Case",
     "Cost",
     "DecayAttention",
+    "DeformableAttention",
     "Explanation",
     "Inputs",
     "KernelSpec",
@@ -34,6 +36,7 @@ __all__ = [
     "TensorInfo",
     "additive_attention_scores",
     "decay_attention",
+    "deformable_attention",
     "dispatch",
     "explain",
     "pointer_nll",
