@@ -2,59 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from polyhead.ops.additive_attention_scores.masks import reach
 from polyhead.ops.additive_attention_scores.tiles import Tile, backward, strips, wide_dtype
-from polyhead.ops.library import distinct, register
-from polyhead.ops.pointer_nll import PointerNLL
+from polyhead.ops.pointer_nll.gradients import differentiable
 
 __all__ = ["pointer_nll"]
-
-
-def pointer_nll(
-    q: Tensor,
-    k: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    query_lengths: Tensor | None,
-    clip: float | None,
-) -> PointerNLL:
-    """Run the tiled form; arguments as the public function validated them."""
-    q, k, weight = distinct(q, k, weight)  # type: ignore[assignment]
-    return PointerNLL(_Function.apply(q, k, weight, targets, mask, lengths, query_lengths, clip))
-
-
-class _Function(torch.autograd.Function):
-    """Gradients by the backward operator."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        mask: Tensor | None,
-        lengths: Tensor | None,
-        query_lengths: Tensor | None,
-        clip: float | None,
-    ) -> Tensor:
-        nll: Tensor
-        nll, total = _forward(q, k, weight, targets, mask, lengths, query_lengths, clip)
-        ctx.save_for_backward(total, q, k, weight, targets, mask, lengths, query_lengths)
-        ctx.clip = clip
-        return nll
-
-    @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor) -> Any:
-        return (*_backward(grad_nll, *ctx.saved_tensors, ctx.clip), None, None, None, None, None)
 
 
 def _logits(tile: Tile, clip: float | None) -> Tensor:
@@ -121,44 +76,4 @@ def _run_backward(
     return backward(q, k, weight, reach(q, k, mask, lengths, query_lengths), gradient)
 
 
-def _fake_forward(
-    q: Tensor,
-    _k: Tensor,
-    _weight: Tensor,
-    _targets: Tensor,
-    _mask: Tensor | None,
-    _lengths: Tensor | None,
-    _query_lengths: Tensor | None,
-    _clip: float | None,
-) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape[:3]), q.new_empty(q.shape[:3], dtype=wide_dtype(q.dtype))
-
-
-def _fake_backward(
-    _grad_nll: Tensor,
-    _total: Tensor,
-    q: Tensor,
-    k: Tensor,
-    weight: Tensor,
-    _targets: Tensor,
-    _mask: Tensor | None,
-    _lengths: Tensor | None,
-    _query_lengths: Tensor | None,
-    _clip: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), weight.new_empty(weight.shape)
-
-
-_forward = register(
-    "pointer_nll_forward(Tensor q, Tensor k, Tensor weight, Tensor targets, Tensor? mask, Tensor? lengths, "
-    "Tensor? query_lengths, float? clip) -> (Tensor, Tensor)",
-    _run_forward,
-    _fake_forward,
-)
-_backward = register(
-    "pointer_nll_backward(Tensor grad_nll, Tensor total, Tensor q, Tensor k, Tensor weight, Tensor targets, "
-    "Tensor? mask, Tensor? lengths, Tensor? query_lengths, float? clip) -> (Tensor, Tensor, Tensor)",
-    _run_backward,
-    _fake_backward,
-    backward_of="torch of pointer_nll",
-)
+pointer_nll = differentiable("pointer_nll", "torch", _run_forward, _run_backward)
