@@ -12,7 +12,7 @@ from polyhead.errors import DtypeError, ShapeError
 from polyhead.ops.call import Call, name_of
 from polyhead.ops.selection import dispatch
 from polyhead.ops.validation import autocasted, check_ndim
-from polyhead.ops.validation import shapes as named_shapes
+from polyhead.ops.validation import shapes as sizes
 
 __all__ = ["DeformableAttention", "deformable_attention"]
 
