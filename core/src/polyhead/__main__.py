@@ -1,4 +1,4 @@
-"""``python -m polyhead kernels list|explain|verify|compile``: the command line that core has by itself."""
+"""``python -m polyhead kernels list|explain|verify|compile|bench``: the command line that core has by itself."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ def _run(options: argparse.Namespace) -> Said:
         return commands.explain_call(options.operator or options.op, shape, options.dtype, options.device, options.set)
     if options.command == "compile":
         return commands.compile_kernels(options.op, options.target, every=options.all, workers=options.workers)
+    if options.command == "bench":
+        return commands.bench_kernels(
+            options.op,
+            options.dtype or ["float32"],
+            options.device,
+            threads=options.threads,
+            repeats=options.repeats,
+            claims=not options.no_claims,
+        )
     if options.self_test:
         return commands.break_kernels(options.op, options.kernel, options.device, changed=options.changed)
     return commands.verify_kernels(options.op, options.kernel, options.dtype, options.device, changed=options.changed)
@@ -84,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--all", action="store_true", help="every configuration, not only the ones that are launched")
     build.add_argument("--workers", type=int, default=0, help="processes (default: one for each processor)")
+
+    bench = commands.add_parser("bench", parents=[each, one], help="time kernels against a peer, correctness first")
+    bench.add_argument("--dtype", action="append", default=[], help="may be repeated (default: float32)")
+    bench.add_argument("--device", default="cpu", help="where to run (default: cpu)")
+    bench.add_argument("--threads", type=int, default=2, help="of torch, on a CPU (default: 2)")
+    bench.add_argument("--repeats", type=int, default=9, help="runs of each side; times are medians (default: 9)")
+    bench.add_argument("--no-claims", action="store_true", help="leave out the repository's own benchmarks")
     return parser
 
 

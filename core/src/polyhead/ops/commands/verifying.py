@@ -17,7 +17,7 @@ from polyhead.ops.commands.said import Said
 from polyhead.ops.selection import registry
 from polyhead.ops.spec import KernelSpec, OperatorSpec
 
-__all__ = ["break_kernels", "verify_kernels"]
+__all__ = ["break_kernels", "check_device", "verify_kernels"]
 
 
 def verify_kernels(
@@ -44,7 +44,7 @@ def verify_kernels(
         UnknownNameError: no such operator, kernel or dtype.
         KernelError: the device is not here.
     """
-    _check_device(device)
+    check_device(device)
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     for spec, chosen in _chosen(operator, kernel):
@@ -82,7 +82,7 @@ def break_kernels(
         UnknownNameError: no such operator or kernel.
         KernelError: the device is not here.
     """
-    _check_device(device)
+    check_device(device)
     from polyhead.testing.selftest import absent
     from polyhead.testing.selftest import break_kernels as broken
 
@@ -215,7 +215,12 @@ def _said(rows: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]
     return Said(data, "\n".join(lines), passed=not failures and bool(rows))
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device on which nothing can be run.
+
+    Raises:
+        KernelError: it is not here, or its tensors have no values.
+    """
     if device == "meta":
         raise KernelError('Device "meta" cannot be used here: its tensors have no values.')
     try:
