@@ -42,6 +42,7 @@ SENSORS = DatasetSpec(
         "tgcn: NAME_speed.csv without times, with NAME_adj.csv",
         "h5: pandas HDF5 (METR-LA, PEMS-BAY, LargeST)",
         "npz: NPZ with an array data (PEMS03/04/07/08, STAEformer, LargeST)",
+        "dcrnn: {train,val,test}.npz with windows x and y (DCRNN, Graph WaveNet)",
         "basicts: {train,val,test}_data.npy with meta.json, or data.dat with desc.json",
         "mat: MATLAB tensor (transdim)",
         "beside them: edges (from,to,distance), a matrix, or GMAN's Adj; coordinates; GMAN's SE",

@@ -36,7 +36,7 @@ class SensorSettings(Section):
     of_files: ClassVar[tuple[str, ...]] = ("format", "start", "timezone", "graph", "coordinates", "axes")
 
     format: Annotated[
-        Literal["auto", "h5", "npz", "basicts", "tgcn", "mat", "long", "wide"],
+        Literal["auto", "h5", "npz", "dcrnn", "basicts", "tgcn", "mat", "long", "wide"],
         Field(description="on-disk layout; auto looks at the files"),
     ] = "auto"
     start: Annotated[str, Field(description="time of the first row where the file has none, e.g. 2012-03-01")] = ""

@@ -18,6 +18,7 @@ __all__ = ["FORMATS", "open_embedded", "open_folder"]
 FORMATS: Mapping[str, str] = {
     "h5": "pandas HDF5 (METR-LA, PEMS-BAY, LargeST)",
     "npz": "NPZ with an array data (PEMS03/04/07/08, STAEformer, LargeST)",
+    "dcrnn": "{train,val,test}.npz with windows x and y (DCRNN, Graph WaveNet)",
     "basicts": "{train,val,test}_data.npy with meta.json, or data.dat with desc.json",
     "tgcn": "NAME_speed.csv without times, with NAME_adj.csv",
     "mat": "MATLAB tensor (transdim)",

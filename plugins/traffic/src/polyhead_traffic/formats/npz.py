@@ -24,7 +24,7 @@ from polyhead_traffic.formats.table import MAX_SENSORS, Table, check_ids, lines
 from polyhead_traffic.settings import SensorSettings, parse_step
 from polyhead_traffic.windows import PROTOCOLS, split_starts
 
-__all__ = ["candidates", "read"]
+__all__ = ["candidates", "check_clock", "read", "shared_clock"]
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
@@ -48,7 +48,7 @@ def read(path: Path, settings: SensorSettings) -> SensorData:
     settings, said = with_known_times(path, readings.shape[1], settings)
     notes = list(said)
     if not said and head is not None:
-        settings = _check_clock(path.name, head, settings)
+        settings = check_clock(path.name, head, settings)
     index = path.with_name("index.npz")
     if index.exists():
         notes.append(_compare_index(index, len(readings), settings))
@@ -74,12 +74,16 @@ def _ids(path: Path, nodes: int) -> tuple[str, ...]:
 def _head(path: Path) -> NDArray[np.float64] | None:
     """Return the further values of the first two rows, (2, C - 1), if all sensors share them: then they are a clock."""
     with open_member(path, "data") as array:
-        head = next(array.blocks())[:2, :, 1:].astype(np.float64)
+        return shared_clock(next(array.blocks())[:2, :, 1:].astype(np.float64))
+
+
+def shared_clock(head: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return (2, C): values of the first two rows, (2, N, C), if all sensors share them and the first is a clock."""
     shared = len(head) == 2 and np.ptp(head, axis=1).max() == 0
     return head[:, 0] if shared and 0 <= head[0, 0, 0] < 1 and head[1, 0, 0] != head[0, 0, 0] else None
 
 
-def _check_clock(file: str, head: NDArray[np.float64], settings: SensorSettings) -> SensorSettings:
+def check_clock(file: str, head: NDArray[np.float64], settings: SensorSettings) -> SensorSettings:
     """Hold ``--start`` and ``--step`` against the time of day and day of the week in the file."""
     step_s = round(((head[1, 0] - head[0, 0]) % 1) * DAY_S)
     second = round(head[0, 0] * DAY_S)
