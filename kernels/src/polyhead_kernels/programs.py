@@ -50,7 +50,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,7 @@ from torch import Tensor
 from polyhead.errors import KernelError
 from polyhead.manifest import resolve
 from polyhead.ops.call import Call, name_of
+from polyhead_kernels import tuning
 
 __all__ = ["FAMILIES", "INTERPRETED", "Config", "Constant", "Point", "Program", "family", "interpreted", "limits"]
 
@@ -68,6 +69,8 @@ INTERPRETED = ("float64", "float32")
 """The dtypes that may run under Triton's interpreter: in bfloat16 it is silently wrong."""
 Constant = bool | int | float | str | None
 """What a ``tl.constexpr`` may be; None stands for a pointer that is not given."""
+Grid = Callable[[Mapping[str, Any]], Sequence[int]]
+"""From all constants to the number of programs along up to three axes."""
 
 _KEYS = (*FAMILIES, "default", "interpret")
 _TYPES = {
@@ -186,13 +189,15 @@ class Program:
 
     def launch(
         self,
-        grid: Callable[[Mapping[str, Any]], Sequence[int]],
+        grid: Grid,
         like: Tensor,
         *,
         variant: Mapping[str, Constant] | None = None,
         **arguments: Any,
     ) -> None:
         """Run the program on the device of ``like``, in the configuration that is shipped for it.
+
+        With POLYHEAD_AUTOTUNE=1, the fastest of the shipped configurations is found at the first launch instead.
 
         Args:
             grid: from all constants to the number of programs along up to three axes; nothing runs if one is 0.
@@ -208,25 +213,40 @@ class Program:
             constants[self.precision] = precision(like.dtype)
         given = {name: value for name, value in arguments.items() if name not in constants}
         choices = self._suiting(family(like.device), name_of(like.dtype), constants)
-        function = resolve(self.function)
-        for config in choices:
-            together = {**constants, **config.constants}
-            size = tuple(grid(together))
-            if 0 in size:
+        if interpreted():
+            self._start(grid, choices[0], constants, given)
+            return
+        with torch.cuda.device(like.device):
+            if len(choices) > 1 and tuning.wanted():
+                run = partial(self._starts, grid, constants)
+                choices = tuning.order(self, like, constants, choices, given, run)
+            if any(self._starts(grid, constants, config, given) for config in choices):
                 return
-            if interpreted():
-                function[size](**given, **together)
-                return
-            with torch.cuda.device(like.device):
-                try:
-                    function[size](**given, **together, num_warps=config.warps, num_stages=config.stages)
-                    return
-                except _out_of_resources():
-                    continue  # a smaller device of the family: the next configuration needs less
         raise KernelError(
             f"No shipped configuration of {self.operator}.{self.name} fits the shared memory of {like.device}. "
             f'Run it by another kernel: polyhead.use_kernel({self.operator}="torch").'
         )
+
+    def _starts(self, grid: Grid, constants: Mapping[str, Constant], config: Config, given: Mapping[str, Any]) -> bool:
+        """Run one configuration; False if the device has less memory than the rest of its family."""
+        try:
+            self._start(grid, config, constants, given, num_warps=config.warps, num_stages=config.stages)
+        except _out_of_resources():
+            return False
+        return True
+
+    def _start(
+        self,
+        grid: Grid,
+        config: Config,
+        constants: Mapping[str, Constant],
+        given: Mapping[str, Any],
+        **options: int,
+    ) -> None:
+        together = {**constants, **config.constants}
+        size = tuple(grid(together))
+        if 0 not in size:
+            resolve(self.function)[size](**given, **together, **options)
 
     def _suiting(self, name: str, dtype: str, variant: Mapping[str, Constant]) -> list[Config]:
         """Return the configurations of a family that are meant for a dtype and a variant, the default one first."""
