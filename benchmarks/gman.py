@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,10 +142,19 @@ def measure_memory(what: str, side: str, nodes: int, batch: int) -> None:
     run = call(what, side, nodes, batch)
     # The small run loads what the first call of a process loads.
     call(what, side, 8, 1)()
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        before = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    # The peak of the process so far is forgotten: it is that of its imports, and getrusage's even that of its parent.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = resident_mib("VmRSS")
     run()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before)
+    print(resident_mib("VmHWM") - before)
+
+
+def resident_mib(name: str) -> float:
+    """Return a figure of /proc/self/status: VmRSS, the resident set, or VmHWM, its peak."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 2**10
+    raise SystemExit(f"/proc/self/status has no {name}: memory can be measured on Linux only")
 
 
 def row(what: str, nodes: int, batch: int, ours: str, peer: str, **claims: float | None) -> dict[str, Any]:
