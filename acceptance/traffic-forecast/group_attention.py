@@ -23,8 +23,8 @@ def main() -> int:
     """Fit both, compare, print."""
     folder = runs.data_folder("metr-la-week", "Fetch it: traffic-forecast datasets get metr-la-week --out FOLDER.")
     size = best_group_size(SENSORS)
-    full = runs.fit("metr-la-week", folder, seed=SEED)
-    groups = runs.fit("metr-la-week-groups", folder, "--set", f"model.group_size={size}", seed=SEED)
+    full = runs.fit("metr-la-week", folder, *runs.WEEK, seed=SEED)
+    groups = runs.fit("metr-la-week-groups", folder, *runs.WEEK, "--set", f"model.group_size={size}", seed=SEED)
     figures = {
         name: {kind: run.document["metrics"][name] for kind, run in (("full", full), ("groups", groups))}
         for name in NAMES

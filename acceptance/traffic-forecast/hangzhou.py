@@ -18,12 +18,22 @@ from polyhead_traffic.settings import SensorSettings
 STEPS = ("mae_30min", "mae_60min", "mae_120min")
 NAMES = (*STEPS, "rmse_120min", "mae")
 SLOTS = 108
+OPTIONS = (
+    "--graph",
+    "none",
+    "--set",
+    "train.epochs=10",
+    "--set",
+    "train.step_epochs=2",
+    "--set",
+    "train.ema_decay=0.98",
+)
 
 
 def main() -> int:
     """Fit, compare, print."""
     folder = runs.data_folder("hangzhou-metro", "It is the folder Hangzhou-data-set of github.com/xinychen/transdim.")
-    fits = [runs.fit("hangzhou", folder, "--graph", "none", seed=seed) for seed in runs.SEEDS]
+    fits = [runs.fit("hangzhou", folder, *OPTIONS, seed=seed) for seed in runs.SEEDS]
     data = open_folder(folder, SensorSettings(graph="none"))
     length = data.history + data.horizon
     crossing = sum(int(start % SLOTS + length > SLOTS) for starts in data.starts.values() for start in starts)
@@ -48,6 +58,7 @@ def main() -> int:
             "data": fits[0].document["data"],
             "windows": {split: len(starts) for split, starts in data.starts.items()},
             "seeds": runs.SEEDS,
+            "options": OPTIONS,
             "table": table,
             "cost": runs.cost(fits),
             "coverage_80": coverage,

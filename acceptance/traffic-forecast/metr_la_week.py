@@ -30,7 +30,7 @@ MOST_CPU_S = 2 * 30 * 60
 def main() -> int:
     """Fit, compare, print."""
     folder = runs.data_folder("metr-la-week", "Fetch it: traffic-forecast datasets get metr-la-week --out FOLDER.")
-    fits = [runs.fit("metr-la-week", folder, seed=seed) for seed in runs.SEEDS]
+    fits = [runs.fit("metr-la-week", folder, *runs.WEEK, seed=seed) for seed in runs.SEEDS]
     data = open_folder(folder, SensorSettings())
     table = runs.table(fits, NAMES)
     baselines, model = table["baselines"], {name: figures["mean"] for name, figures in table["gman"].items()}
@@ -72,6 +72,7 @@ def main() -> int:
             "title": "METR-LA week",
             "data": fits[0].document["data"],
             "seeds": runs.SEEDS,
+            "options": runs.WEEK,
             "table": table,
             "cost": runs.cost(fits),
             "lost_readings": {"share": LOST, "metric": "mae_60min", "figures": lossy},

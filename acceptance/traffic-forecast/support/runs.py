@@ -19,6 +19,12 @@ BUILD = ROOT / "build" / "acceptance" / "traffic-forecast"
 COMMAND = Path(sys.executable).with_name("traffic-forecast")
 SOURCES = ("core/src", "apps/src", "plugins/traffic/src")
 SEEDS = (0, 1, 2)
+WEEK = tuple(
+    part
+    for setting in ("epochs=5", "step_epochs=1", "ema_decay=0.98", "validate_epochs=0.5")
+    for part in ("--set", f"train.{setting}")
+)
+"""Options of the runs on one week: few epochs, since windows of one day are much alike."""
 
 
 class Fit(NamedTuple):
