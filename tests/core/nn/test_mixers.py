@@ -79,7 +79,7 @@ def test_a_mixer_that_sees_everything() -> None:
 
 @pytest.mark.usefixtures("averages")
 def test_a_plugin_brings_a_mixer() -> None:
-    assert len(check_mixer("average")) == 17
+    assert len(check_mixer("average")) == 18
     assert isinstance(Stack(8, 2, 2, mixer="average", causal=True).blocks[0].mixer, MovingAverage)
     assert mixers.find_mixer("average").summary == "the average so far"
     assert plugins.find_mixer("average")[0].name == "averages"

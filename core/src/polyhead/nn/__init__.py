@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polyhead.nn import mixers, positions, states
+    from polyhead.nn.aaren import Aaren
     from polyhead.nn.feed_forward import FeedForward
     from polyhead.nn.kv_state import KVCache, KVMemory, KVRing
     from polyhead.nn.lightning_attention import LightningAttention
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from polyhead.nn.transformer_block import BlockState, TransformerBlock
 
 __all__ = [
+    "Aaren",
     "Attended",
     "BlockState",
     "Context",
@@ -57,6 +59,7 @@ __all__ = [
 
 _MODULES = {"mixers", "positions", "states"}
 _HOMES = {
+    "Aaren": "aaren",
     "Attended": "multi_head_attention",
     "BlockState": "transformer_block",
     "Context": "mixing",

@@ -140,7 +140,11 @@ class LightningAttention(nn.Module):
     def step(self, x: Tensor, *, ctx: Context, state: Tensor) -> Mixed:
         """Take one token of every row, shape (B, dim), at a cost that does not depend on how many came before."""
         q, k, v = (each.squeeze(2) for each in self._heads(x.unsqueeze(1)))
-        mixed, after = step(state, q, k, v, self._log_decay(ctx))
+        log_decay = self._log_decay(ctx)
+        if ctx.key_mask is not None:
+            k, v = (each.masked_fill(~ctx.key_mask[:, :, None], 0) for each in (k, v))
+            log_decay = torch.where(ctx.key_mask, log_decay, 0)
+        mixed, after = step(state, q, k, v, log_decay)
         return Mixed(self._out(x, mixed.flatten(1)), after)
 
     def extra_repr(self) -> str:

@@ -26,6 +26,12 @@ BUILT_IN = (
         summary="causal linear attention with decay and an output gate, state of constant size",
         paper="Qin et al. 2024, arXiv:2405.17381",
     ),
+    MixerSpec(
+        name="aaren",
+        target="polyhead.nn.aaren:Aaren",
+        summary="softmax attention of a learned query over every prefix, state of constant size",
+        paper="Feng et al. 2024, arXiv:2405.13956",
+    ),
 )
 
 

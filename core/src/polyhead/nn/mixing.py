@@ -20,7 +20,7 @@ class Context:
     """What a mixer may know beside its input. Every tensor is about the tokens of this call, those of a stream too."""
 
     key_mask: Tensor | None = None
-    """Bool, shape (B, S), True = real token; None if all are."""
+    """Bool, shape (B, S), in ``step`` (B, 1), True = real token; None if all are."""
     positions: Tensor | None = None
     """Shape (S,) or (B, S); None if the mixer is to count real tokens, those in its state included."""
     lengths: Tensor | None = None
@@ -66,7 +66,7 @@ class TokenMixer(Protocol):
         ...
 
     def step(self, x: Tensor, *, ctx: Context, state: Any) -> Mixed:
-        """Take one token of every row, shape (B, dim), at a cost that is lower than ``forward``'s for all tokens."""
+        """Take one token of every row, shape (B, dim); a masked one leaves what its row will see as it was."""
         ...
 
 

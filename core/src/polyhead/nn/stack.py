@@ -153,27 +153,36 @@ class Stack(nn.Module):
             for block in self.blocks
         )
 
-    def step(self, x: Tensor, *, state: Sequence[BlockState], positions: Tensor | None = None) -> Mixed:
+    def step(
+        self,
+        x: Tensor,
+        *,
+        state: Sequence[BlockState],
+        key_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Mixed:
         """Take one token of every row.
 
         Args:
             x: shape (B, dim).
             state: what ``init_state`` or the last call gave.
+            key_mask: bool, shape (B,), True = real token; other rows go on later as if there had been none.
             positions: shape (1,) or (B, 1), for mixers that use them; counted if None.
 
         Returns:
             Mixed(x, state, aux, kept): x of shape (B, dim), and the state after this token.
 
         Raises:
-            ShapeError: x does not fit.
+            ShapeError, DtypeError: x or key_mask does not fit.
             ConfigError: the state is of another depth.
         """
         if x.ndim != 2 or x.shape[-1] != self.dim:
             raise ShapeError(f"x {tuple(x.shape)} is not (batch, dim) with dim {self.dim}.")
+        key_mask = self._mask(x.unsqueeze(1), None if key_mask is None else key_mask.unsqueeze(-1), None)
         aux: dict[str, Ratio] = {}
         embeddings, after = x.unsqueeze(1), []
         for layer, (block, own) in enumerate(zip(self.blocks, self._states(state), strict=True)):
-            ctx = Context(None, positions, None, layer, len(self.blocks), self.causal, embeddings)
+            ctx = Context(key_mask, positions, None, layer, len(self.blocks), self.causal, embeddings)
             mixed = block.step(x, ctx=ctx, state=own)  # type: ignore[operator]
             x = mixed.x
             after.append(mixed.state)

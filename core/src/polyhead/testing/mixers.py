@@ -118,6 +118,7 @@ class _Kit:
             yield "a stream in pieces equals the whole", self.pieces
             yield "steps equal the whole", self.steps
             yield "a padded prompt and its continuation equal the row alone", self.prompt
+            yield "a masked step leaves its row as it was", self.masked_step
             yield "without a state none is returned, and a state given stays as it was", self.purity
             yield "every tensor of a state has the batch first", self.batch_first
             yield "states can be sliced, stacked and reordered along the batch", self.reorder
@@ -132,9 +133,10 @@ class _Kit:
             mixed: Mixed = self.mixer(x, ctx=ctx, state=state)
             return mixed
 
-    def step(self, x: Tensor, state: Any) -> Mixed:
+    def step(self, x: Tensor, state: Any, key_mask: Tensor | None = None) -> Mixed:
         with _evaluating(self.mixer), torch.no_grad():
-            mixed: Mixed = self.mixer.step(x, ctx=Context(layer=1, depth=3, causal=True), state=state)
+            ctx = Context(key_mask, layer=1, depth=3, causal=True)
+            mixed: Mixed = self.mixer.step(x, ctx=ctx, state=state)
             return mixed
 
     def same(self, a: Any, b: Any, what: str) -> None:
@@ -252,6 +254,15 @@ class _Kit:
             state = mixed.state
         _, prefilled = self.stream((0, 5), self.x)
         self.same(self.step(self.x[:, 5], prefilled).x, whole[:, 5], "a step after five tokens at once and the whole")
+
+    def masked_step(self) -> None:
+        _, state = self.stream((0, 5), self.x)
+        expected = self.step(self.x[:, 5], state).x
+        key_mask = torch.tensor([[True], [False], [True]])
+        after = self.step(self.x[:, 5], state, key_mask)
+        self.same(after.x[[0, 2]], expected[[0, 2]], "rows of a masked step that are real")
+        again = self.step(self.x[:, 5], after.state).x
+        self.same(again[1], expected[1], "a row after a masked step")
 
     def prompt(self) -> None:
         for side, key_mask in self.masks():
