@@ -21,7 +21,7 @@ __all__ = ["prefix_attention"]
 
 CHUNK = 32
 """Tokens per chunk. More make the triangles dearer, fewer the chunks' ends."""
-GROUP = {"cpu": 128}
+GROUP = {"cpu": 64}
 """Chunks computed at once by device type: as many as stay in the cache of a core."""
 GROUP_ELSEWHERE = 256
 """Where launches cost more than memory traffic."""
@@ -54,8 +54,8 @@ class _Function(torch.autograd.Function):
         key_mask: Tensor | None,
         scale: float,
     ) -> tuple[Tensor, ...]:
-        output, last_m, last_u, last_w, logits, sums, starts = _forward(q, k, v, key_mask, m, u, w, scale)
-        ctx.save_for_backward(q, k, v, key_mask, m, u, w, last_m, logits, sums, starts)
+        output, last_m, last_u, last_w, logits, sums, means = _forward(q, k, v, key_mask, m, u, w, scale)
+        ctx.save_for_backward(q, k, v, key_mask, m, u, w, last_m, logits, sums, means)
         ctx.scale = scale
         ctx.mark_non_differentiable(last_m)
         return output, last_m, last_u, last_w
@@ -132,16 +132,17 @@ def _strands(inputs: tuple[Tensor, ...]) -> list[Slice]:
 def _run_forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, m: Tensor, u: Tensor, w: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return output, final m, u and w; then for the backward pass, which would lose digits on a 16-bit output:
+    """Return output and final m, u and w; and for the backward pass:
 
-    logits (B, H, S), logarithms of the prefixes' denominators (B, H, S), what enters each chunk (B, H, chunks, Dv).
+    logits (B, H, S), logarithms of the prefixes' denominators (B, H, S), and at the boundaries of chunks the initial w
+    and then the means so far (B, H, chunks + 1, Dv), which are outputs that are not rounded to 16 bits.
     """
     wide = wide_dtype(v.dtype)
     workspace, exact = Workspace(wide, v.device), Workspace(torch.float64, v.device)
     output = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     logits = torch.empty(k.shape[:3], dtype=wide, device=v.device)
     sums = torch.empty(k.shape[:3], dtype=torch.float64, device=v.device)
-    starts = torch.empty(_starts_shape(v), dtype=wide, device=v.device)
+    means = torch.empty(_bounds_shape(v), dtype=wide, device=v.device)
     last_m, last_u = (x.clone(memory_format=torch.contiguous_format) for x in (m, u))
     last_w = w.clone(memory_format=torch.contiguous_format)
     for strand in _strands((k, v)):
@@ -151,17 +152,17 @@ def _run_forward(
         largest, total, carry = (strand.place_state(x) for x in (last_m, last_u, last_w))
         marks = _marks(scores, largest, total)
         strand.place(sums).copy_(marks[:, 1:])
-        rows = strand.place(output), carry, strand.place_state(starts)
+        rows = strand.place(output), carry, strand.place_state(means)
         _forward_rows(strand.read(v), hidden, scores, marks, rows, workspace, exact)
         largest.copy_(torch.maximum(largest, scores.amax(1)))
         end = marks[:, -1]
         total.copy_(torch.where(end == -torch.inf, end, end - largest).exp())
         carry.mul_(total.unsqueeze(-1))
-    return output, last_m, last_u, last_w, logits, sums, starts
+    return output, last_m, last_u, last_w, logits, sums, means
 
 
-def _starts_shape(v: Tensor) -> tuple[Any, ...]:
-    return *v.shape[:2], (v.shape[2] + CHUNK - 1) // CHUNK, v.shape[3]
+def _bounds_shape(v: Tensor) -> tuple[Any, ...]:
+    return *v.shape[:2], (v.shape[2] + CHUNK - 1) // CHUNK + 1, v.shape[3]
 
 
 def _logits(q: Tensor, k: Tensor, hidden: Tensor | None, scale: float, logits: Tensor, workspace: Workspace) -> None:
@@ -193,8 +194,8 @@ def _forward_rows(
     workspace: Workspace,
     exact: Workspace,
 ) -> None:
-    """Write outputs (rows, length, Dv), the last one (rows, Dv) over the initial w, and starts (rows, chunks, Dv)."""
-    output, carry, starts = results
+    """Write outputs (rows, length, Dv), the last one (rows, Dv) over the initial w, and ``means``."""
+    output, carry, means = results
     take = workspace.take
     value_dim = v.shape[2]
     for block in pieces(v.shape[0], v.shape[1], CHUNK, _group(v)):
@@ -210,7 +211,7 @@ def _forward_rows(
             added[:, 1:] = by_chunk[:, :, -1]
             bounds = torch.bmm(weights.between, added, out=take("bounds", *added.shape))
             by_chunk.addcmul_(weights.entering.unsqueeze(-1), bounds[:, :-1].unsqueeze(2))
-            starts[piece.rows, piece.first : piece.first + chunks] = bounds[:, :-1]
+            means[piece.rows, piece.first : piece.first + chunks + 1] = bounds
             workspace.store(rows, output, piece)
             entering = bounds[:, -1]
         carry[block[0].rows] = entering
@@ -230,7 +231,7 @@ def _run_backward(
     last_m: Tensor,
     logits: Tensor,
     sums: Tensor,
-    starts: Tensor,
+    means: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v and the initial m, u and w."""
@@ -248,7 +249,7 @@ def _run_backward(
         rows = strand.place_state(carry)
         last = marks[:, -1]
         rows *= torch.where(last == -torch.inf, last, last - end).exp().to(wide).unsqueeze(-1)
-        inputs = strand.read(grad_output), strand.read(k), strand.read(v), strand.place_state(starts)
+        inputs = strand.read(grad_output), strand.read(k), strand.read(v), strand.place_state(means)
         gradients = strand.place(dk), strand.place(dv), strand.place_state(dq)
         query = scale * strand.place_state(q)
         _backward_rows(inputs, query, hidden, strand.place(logits), marks, gradients, rows, workspace, exact)
@@ -268,7 +269,7 @@ def _backward_rows(
     exact: Workspace,
 ) -> None:
     """Compute rows; ``carry`` (rows, Dv + 1) belongs to the last prefix and becomes the initial state's."""
-    grad_output, k, v, starts = inputs
+    grad_output, k, v, means = inputs
     dk, dv, dq = gradients
     take = workspace.take
     value_dim, head_dim = v.shape[2], k.shape[2]
@@ -280,7 +281,7 @@ def _backward_rows(
             weights = _Weights.of(logits, marks, piece, workspace, exact)
             gs = workspace.load("grad_output", grad_output, piece)
             vs = _load("values", v, hidden, piece, workspace)
-            before = starts[piece.rows, piece.first : piece.first + chunks].reshape(count, value_dim, 1)
+            before = means[piece.rows, piece.first : piece.first + chunks].reshape(count, value_dim, 1)
             entering = weights.entering.view(count, 1, size)
 
             # <output, its gradient>, from the pairs inside of the chunk and from what enters it.
@@ -319,9 +320,9 @@ def _fake_forward(
 ) -> tuple[Tensor, ...]:
     logits = v.new_empty(k.shape[:3], dtype=wide_dtype(v.dtype))
     sums = v.new_empty(k.shape[:3], dtype=torch.float64)
-    starts = v.new_empty(_starts_shape(v), dtype=logits.dtype)
+    means = v.new_empty(_bounds_shape(v), dtype=logits.dtype)
     state = (x.new_empty(x.shape) for x in (m, u, w))
-    return v.new_empty(v.shape), *state, logits, sums, starts
+    return v.new_empty(v.shape), *state, logits, sums, means
 
 
 def _fake_backward(
@@ -338,7 +339,7 @@ def _fake_backward(
     _last_m: Tensor,
     _logits: Tensor,
     _sums: Tensor,
-    _starts: Tensor,
+    _means: Tensor,
     _scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v, m, u, w = (x.new_empty(x.shape) for x in (q, k, v, m, u, w))
@@ -353,7 +354,7 @@ _forward = register(
 )
 _backward = register(
     "prefix_attention_backward(Tensor grad_output, Tensor grad_u, Tensor grad_w, Tensor q, Tensor k, Tensor v, "
-    "Tensor? key_mask, Tensor m, Tensor u, Tensor w, Tensor last_m, Tensor logits, Tensor sums, Tensor starts, "
+    "Tensor? key_mask, Tensor m, Tensor u, Tensor w, Tensor last_m, Tensor logits, Tensor sums, Tensor means, "
     "float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
