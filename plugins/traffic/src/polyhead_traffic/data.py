@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -15,10 +15,12 @@ from polyhead.errors import DataError
 from polyhead.protocols import Split
 from polyhead_traffic.windows import PROTOCOLS, WindowSource, split_starts
 
-__all__ = ["DAY_S", "SensorData", "SensorGraph"]
+__all__ = ["DAY_S", "SensorData", "SensorGraph", "blocks", "calendar"]
 
 DAY_S = 24 * 60 * 60
 SUNDAY = 6
+BLOCK_VALUES = 1 << 20
+"""Readings that are looked at together."""
 
 
 class SensorGraph(NamedTuple):
@@ -118,10 +120,10 @@ class SensorData:
         values = readings.astype(np.float32, copy=copy)
         mask = np.isfinite(values)
         if zero_is_missing:
-            mask &= values != 0
-        for first in range(0, len(values), 4096):  # a memory map is not read at once
-            part = values[first : first + 4096]
-            part[~mask[first : first + 4096]] = 0
+            for rows in blocks(*values.shape):
+                mask[rows] &= values[rows] != 0
+        for rows in blocks(*values.shape):  # a memory map is not read at once
+            values[rows][~mask[rows]] = 0
         return cls(
             values=values,
             mask=mask,
@@ -198,7 +200,11 @@ class SensorData:
 
     def summary(self) -> Mapping[str, Any]:
         """Return sizes, times, ranges, the share of missing readings and what the reader chose."""
-        observed = self.values[self.mask]
+        low, high, total, count = np.inf, -np.inf, 0.0, 0
+        for rows in blocks(*self.values.shape):
+            if len(observed := self.values[rows][self.mask[rows]]):
+                low, high = min(low, float(observed.min())), max(high, float(observed.max()))
+                total, count = total + float(observed.sum(dtype=np.float64)), count + len(observed)
         return {
             "files": list(self.files),
             "sensors": len(self.ids),
@@ -208,9 +214,9 @@ class SensorData:
             "step_min": self.step_s / 60,
             "gaps": len(self.breaks),
             "unit": self.unit,
-            "range": [float(observed.min()), float(observed.max())] if len(observed) else [],
-            "mean": float(observed.mean(dtype=np.float64)) if len(observed) else None,
-            "missing_percent": round(100 * (1 - len(observed) / self.values.size), 3),
+            "range": [low, high] if count else [],
+            "mean": total / count if count else None,
+            "missing_percent": round(100 * (1 - count / self.values.size), 3),
             "zero_is_missing": self.zero_is_missing,
             "holidays": int(
                 np.isin(np.unique(self.timestamps.astype("datetime64[D]")).astype(str), self.holidays).sum()
@@ -238,14 +244,19 @@ class SensorData:
         digest.update(repr(rule).encode())
         if self.holidays:
             digest.update(repr(self.holidays).encode())
-        # Row by row, so that a memory map is not read into memory at once.
-        for first in range(0, len(self.values), 4096):
-            rows = slice(first, first + 4096)
+        for rows in blocks(*self.values.shape):
             for array in (self.values[rows], self.mask[rows], self.timestamps[rows].astype(np.int64)):
                 digest.update(np.ascontiguousarray(array).tobytes())
         for part in self.graph or ():
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
+
+
+def blocks(rows: int, width: int) -> Iterator[slice]:
+    """Yield slices of rows of some megabytes each, so that a memory map is not read into memory at once."""
+    size = max(1, BLOCK_VALUES // max(width, 1))
+    for first in range(0, rows, size):
+        yield slice(first, min(first + size, rows))
 
 
 def calendar(timestamps: NDArray[np.datetime64], step_s: int, holidays: Sequence[str] = ()) -> NDArray[np.int64]:

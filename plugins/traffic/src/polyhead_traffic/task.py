@@ -21,7 +21,7 @@ from polyhead.models import load
 from polyhead.plugins import find_model
 from polyhead.protocols import Batch, Metric, Monitor, Picture, Predictor, Ratio
 from polyhead_traffic.baselines import fit_baselines
-from polyhead_traffic.data import SensorData
+from polyhead_traffic.data import SensorData, blocks
 from polyhead_traffic.gman import batch_norm_momentum, set_batch_norm_momentum
 from polyhead_traffic.graphs import find_graph
 from polyhead_traffic.held_out import HeldOutMedian
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["ForecastTask", "normaliser"]
 
 PREDICT_BATCH = 32
+WALKED = 2000
+"""Most sensors whose embedding is node2vec's unless it is asked for: the walks of 5,000 take minutes, the Laplacian
+four seconds."""
 NAMED = 5
 _BASELINES: MutableMapping[SensorData, Mapping[str, Predictor]] = WeakKeyDictionary()
 """Fitted once for the data they belong to: tables and pictures ask for the same ones."""
@@ -338,8 +341,7 @@ def normaliser(data: SensorData) -> tuple[float, float]:
 
 
 def _blocks(weight: NDArray[np.float64], values: NDArray[np.float32]) -> Iterator[tuple[Any, Any]]:
-    for first in range(0, len(weight), 4096):
-        rows = slice(first, min(first + 4096, len(weight)))
+    for rows in blocks(len(weight), values.shape[1]):
         yield weight[rows], values[rows]
 
 
@@ -361,8 +363,9 @@ def _spatial_embedding(data: SensorData, kind: str, seed: int) -> tuple[NDArray[
     from polyhead_traffic.embedding import laplacian, node2vec
 
     graph, source = find_graph(data)
-    method = laplacian if kind == "laplacian" else node2vec
-    return method(graph, len(data.ids), seed=seed), f"{'Laplacian' if kind == 'laplacian' else 'node2vec'} of {source}"
+    spectral = kind == "laplacian" or (kind == "auto" and len(data.ids) > WALKED)
+    method = laplacian if spectral else node2vec
+    return method(graph, len(data.ids), seed=seed), f"{'Laplacian' if spectral else 'node2vec'} of {source}"
 
 
 def _difference(data: SensorData, ids: Sequence[str]) -> str:
