@@ -357,3 +357,14 @@ def test_what_a_state_excludes() -> None:
 def test_print_shows_the_settings() -> None:
     text = repr(MultiHeadAttention(8, 4, kv_heads=2, causal=True, window=3))
     assert "8, heads=4, kv_heads=2, head_dim=2, causal=True, window=3" in text
+
+
+@pytest.mark.parametrize("capacity", [None, 4])
+def test_streams_under_autocast(capacity: int | None) -> None:
+    attention, x = MultiHeadAttention(12, 4, causal=True, rotary=Rotary(3, rotary_dim=2)), drawn(2, 4, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = attention(x).output
+        first = attention(x[:, :3], state=attention.init_state(2, capacity=capacity))
+        last = attention(x[:, 3:], state=first.state).output
+    assert whole.dtype == torch.bfloat16
+    torch.testing.assert_close(torch.cat([first.output, last], 1), whole, rtol=0.02, atol=0.02)

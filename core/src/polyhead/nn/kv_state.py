@@ -65,6 +65,16 @@ class KVRing(NamedTuple):
             return self
         real = _all_real(k) if key_mask is None else key_mask
         at = self.following(k, key_mask)
+        if tokens == 1:  # as most of the time: a copy, and one slot of it written
+            slot = at % size
+
+            def put(old: Tensor, new: Tensor) -> Tensor:
+                index = slot[:, None, :, None].expand(-1, old.shape[1], -1, old.shape[3])
+                kept = old.gather(2, index)
+                return old.scatter(2, index, torch.where(real[:, None, :, None], new.to(old.dtype), kept))
+
+            positions = self.positions.scatter(1, slot, torch.where(real, at, self.positions.gather(1, slot)))
+            return KVRing(put(self.k, k), put(self.v, v), positions, self.length + real.sum(1))
         # Which of the new tokens stays in a slot: the last real one of those that belong there.
         order = torch.where(real, torch.arange(tokens, device=k.device), -1)
         none = torch.full_like(self.positions, -1)
