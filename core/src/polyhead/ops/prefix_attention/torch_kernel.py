@@ -13,9 +13,9 @@ from torch import Tensor
 
 from polyhead.ops.chunks import Piece, Workspace, pieces
 from polyhead.ops.decay_attention.strands import Slice, dense_strands
-from polyhead.ops.library import distinct, register
-from polyhead.ops.prefix_attention import PrefixAttention
-from polyhead.ops.prefix_attention.state import PrefixState, wide_dtype
+from polyhead.ops.library import register
+from polyhead.ops.prefix_attention.gradients import BACKWARD, FORWARD, differentiable
+from polyhead.ops.prefix_attention.state import wide_dtype
 
 __all__ = ["prefix_attention"]
 
@@ -25,44 +25,6 @@ GROUP = {"cpu": 64}
 """Chunks computed at once by device type: as many as stay in the cache of a core."""
 GROUP_ELSEWHERE = 256
 """Where launches cost more than memory traffic."""
-
-
-def prefix_attention(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, m: Tensor, u: Tensor, w: Tensor, *, scale: float
-) -> PrefixAttention:
-    """Run the chunked form; arguments as the public function validated them."""
-    wide = wide_dtype(v.dtype)
-    batch, heads, _, head_dim = k.shape
-    rows = q.to(wide).expand(batch, heads, head_dim)  # so that the rows' gradients are summed in float32
-    tensors = distinct(rows, k, v, m.to(wide), u.to(wide), w.to(wide))
-    output, *state = _Function.apply(*tensors, key_mask, scale)
-    return PrefixAttention(output, PrefixState(*state))
-
-
-class _Function(torch.autograd.Function):
-    """Gradients by the backward operator."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        m: Tensor,
-        u: Tensor,
-        w: Tensor,
-        key_mask: Tensor | None,
-        scale: float,
-    ) -> tuple[Tensor, ...]:
-        output, last_m, last_u, last_w, logits, sums, means = _forward(q, k, v, key_mask, m, u, w, scale)
-        ctx.save_for_backward(q, k, v, key_mask, m, u, w, last_m, logits, sums, means)
-        ctx.scale = scale
-        ctx.mark_non_differentiable(last_m)
-        return output, last_m, last_u, last_w
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _grad_m: Tensor, grad_u: Tensor, grad_w: Tensor) -> Any:
-        return *_backward(grad_output, grad_u, grad_w, *ctx.saved_tensors, ctx.scale), None, None
 
 
 class _Weights(NamedTuple):
@@ -346,17 +308,9 @@ def _fake_backward(
     return q, k, v, m, u, w
 
 
-_forward = register(
-    "prefix_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor m, Tensor u, Tensor w, "
-    "float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_forward,
-    _fake_forward,
-)
+_forward = register(f"prefix_attention_forward{FORWARD}", _run_forward, _fake_forward)
 _backward = register(
-    "prefix_attention_backward(Tensor grad_output, Tensor grad_u, Tensor grad_w, Tensor q, Tensor k, Tensor v, "
-    "Tensor? key_mask, Tensor m, Tensor u, Tensor w, Tensor last_m, Tensor logits, Tensor sums, Tensor means, "
-    "float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_backward,
-    _fake_backward,
-    backward_of="torch of prefix_attention",
+    f"prefix_attention_backward{BACKWARD}", _run_backward, _fake_backward, backward_of="torch of prefix_attention"
 )
+prefix_attention = differentiable(_forward, _backward)
+"""Run the chunked form; arguments as the public function validated them."""
