@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -94,8 +97,18 @@ def test_check_plugin_checks_mixers() -> None:
 
 def test_a_class_serves_without_a_name() -> None:
     check_mixer(MovingAverage, settings={"bias": False}, compiled=False)
-    stack = Stack(8, 2, 2, mixer=[MovingAverage, "softmax"])
-    assert isinstance(stack.blocks[1].mixer, SoftmaxMixer)
+    stack = Stack(8, 2, 2, mixer=[MovingAverage, functools.partial(SoftmaxMixer, window=2)], causal=True)
+    mixer = stack.blocks[1].mixer
+    assert isinstance(mixer, SoftmaxMixer)
+    assert mixer.attention.window == 2
+
+
+def test_the_mixer_of_the_docs_is_one(root: Path) -> None:
+    page = (root / "docs" / "modules.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(from typing import Any.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    scope: dict[str, Any] = {"__name__": "docs"}
+    exec(compile(code, "docs/modules.md", "exec"), scope)
+    assert len(check_mixer(scope["MovingAverage"])) == 18
 
 
 def test_built_in_names_load_no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:

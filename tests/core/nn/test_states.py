@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,6 +35,7 @@ def numbers(state: dict[str, Any]) -> list[int]:
     return rows
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 6), data=st.data())
 def test_slices_stack_to_the_whole(rows: int, data: st.DataObject) -> None:
     state, cut = made(rows), data.draw(st.integers(0, rows))

@@ -58,7 +58,8 @@ class Stack(nn.Module):
             depth: number of layers.
             heads: number of heads.
             mixer: the name of a token mixer, or what makes one; or one of them for each layer.
-            mixer_settings: further settings of the mixer, the same for each layer.
+            mixer_settings: further settings of the mixer, the same for each layer. Layers that differ are made by
+                ``functools.partial(polyhead.nn.SoftmaxMixer, window=64)`` and the like.
             causal: whether no token may see a later one.
             norm: of the blocks, and of the last one.
             pre_norm: norms before the parts of a block, as against behind the sums.
