@@ -124,7 +124,7 @@ class ForecastTaskSettings(Section):
     embedding: Annotated[
         Literal["auto", "node2vec", "laplacian", "file"],
         Field(
-            description="where sensors are: from the graph, or from a file; auto: the file in the folder, else node2vec, "
+            description="where sensors are: from the graph or a file; auto: the file in the folder, else node2vec, "
             "or laplacian for more than 2,000 sensors"
         ),
     ] = "auto"
