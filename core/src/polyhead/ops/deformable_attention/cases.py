@@ -21,8 +21,9 @@ SEVERAL: Shapes = ((9, 14), (5, 7), (4, 3), (2, 1))
 def cases() -> Iterable[Case]:
     """Yield maps and samples of every kind, layouts, and the edges of the contract."""
     yield _case("one sample of one pixel", (1, 1, 1, 1, 1), ((1, 1),))
-    yield _case("one map", (2, 2, 5, 4, 3), ((6, 6),), traced=True)
-    yield _case("four maps", (2, 3, 7, 8, 4), SEVERAL, traced=True)
+    yield _case("one map", (2, 2, 5, 4, 3), ((6, 6),))
+    yield _case("two maps", (2, 3, 5, 4, 2), ((5, 7), (3, 2)), traced=True)
+    yield _case("four maps", (2, 3, 7, 8, 4), SEVERAL)
     yield _case("four maps, deterministic", (2, 3, 7, 8, 4), SEVERAL, deterministic=True)
     yield _case("one query", (1, 2, 1, 4, 4), SEVERAL)
     for queries in (16, 17, 33, 150):

@@ -118,5 +118,6 @@ SPEC = OperatorSpec(
     describe=describe,
     cost=cost,
     cases=cases,
+    measures=f"{_HERE}.measures:MEASURES",
     faults=f"{_HERE}.faults:FAULTS",
 )

@@ -227,7 +227,7 @@ def _summed(keys: Tensor, share: Tensor, outer: Tensor, each: int, bags: int) ->
     kept = int(ends[-1])
     order = keys.sort(stable=True).indices[:kept]
     rows = order.div(each, rounding_mode="floor")
-    return F.embedding_bag(rows, outer, ends - counts, mode="sum", per_sample_weights=share[order])
+    return F.embedding_bag(rows, outer, ends - counts, mode="sum", per_sample_weights=share.index_select(0, order))
 
 
 def _store(total: Tensor, dvalue: Tensor, rows: tuple[int, int], head: int) -> None:
