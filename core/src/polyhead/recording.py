@@ -26,7 +26,7 @@ class Recording(Mapping[str, "tuple[Tensor, ...]"]):
     ) -> None:
         """Begin an empty recording; ``record`` does."""
         self._names, self._where, self._detach, self._kinds = names, where, detach, kinds
-        self._tensors: dict[str, tuple[Tensor, ...]] = {}
+        self._tensors: dict[str, list[Tensor]] = {}
 
     def __getitem__(self, name: str) -> tuple[Tensor, ...]:
         """Return the tensors of a name.
@@ -36,7 +36,7 @@ class Recording(Mapping[str, "tuple[Tensor, ...]"]):
         """
         if name not in self._tensors:
             raise UnknownNameError("recorded tensor", name, self._tensors)
-        return self._tensors[name]
+        return tuple(self._tensors[name])
 
     def __contains__(self, name: object) -> bool:
         """Whether something was recorded under a name."""
@@ -61,8 +61,8 @@ class Recording(Mapping[str, "tuple[Tensor, ...]"]):
         return "" if path is None else f"{path}.{kind}" if path else kind
 
     def _add(self, module: nn.Module, kind: str, tensor: Tensor) -> None:
-        name = self._name(module, kind)
-        self._tensors[name] = (*self._tensors.get(name, ()), tensor.detach() if self._detach else tensor)
+        tensors = self._tensors.setdefault(self._name(module, kind), [])
+        tensors.append(tensor.detach() if self._detach else tensor)
 
 
 _current: ContextVar[Recording | None] = ContextVar("polyhead_recording", default=None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from polyhead.nn import Rotary, Stack
 
@@ -35,3 +36,27 @@ def test_export(name: str) -> None:
     with torch.no_grad():  # an exported program keeps no gradients of custom operators
         output = program(**arguments).x
     torch.testing.assert_close(output[key_mask], expected[key_mask], rtol=1e-4, atol=1e-5)
+
+
+class Step(nn.Module):
+    """One token of a stream, as a program for a device would be."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        mixed = self.stack.step(x, state=state)
+        return mixed.x, mixed.state
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_step_is_a_program(name: str) -> None:
+    stack, x = built(name), torch.randn(2, 5, 24)
+    capacity: dict[str, Any] = {"capacity": 6} if name == "softmax" else {}
+    state: Any = stack.init_state(2, **capacity)
+    with torch.no_grad():
+        program = torch.export.export(Step(stack), (x[:, 0], state)).module()
+        for t in range(5):
+            output, state = program(x[:, t], state)
+            torch.testing.assert_close(output, stack(x[:, : t + 1]).x[:, -1], rtol=1e-4, atol=1e-5)
