@@ -20,29 +20,44 @@ from polyhead.ops.call import name_of
 from polyhead.ops.decay_attention.gradients import BACKWARD, FORWARD, differentiable
 from polyhead.ops.decay_attention.strands import boundaries
 from polyhead.ops.library import register
-from polyhead_kernels.programs import Config, Constant, Program
+from polyhead_kernels.programs import Config, Constant, Program, interpreted
 
 __all__ = ["PROGRAMS", "decay_attention"]
 
-CHUNKS = {"float64": 16, "float32": 32, "bfloat16": 64, "float16": 64}
+CHUNKS = {"float64": 32, "float32": 32, "bfloat16": 64, "float16": 64}
 """Tokens per chunk by dtype. Float32 without tf32 is multiplied out of registers, which 64 tokens would overflow."""
+_CHUNK_INTERPRETED = 64
+"""The interpreter's time goes by the number of programs."""
+_HALF, _SINGLE = ("bfloat16", "float16"), ("float32",)
 
 
-def _configs(**blocks: tuple[int, int]) -> Mapping[str, tuple[Config, ...]]:
-    """Return configurations by family: the block of head_dim and of value_dim in ``half`` (16 bit) and ``single``."""
-
-    def config(names: tuple[str, ...], size: tuple[int, int], warps: int, stages: int) -> Config:
-        constants = {"CHUNK": CHUNKS[names[0]], "BLOCK_D": size[0], "BLOCK_V": size[1]}
-        return Config(constants, warps=warps, stages=stages, dtypes=names)
-
-    half, single = ("bfloat16", "float16"), ("float32",)
-    small = tuple(config((name,), (16, 16), 4, 1) for name in ("float64", "float32"))
-    return {
-        "default": (config(half, blocks["half"], 4, 2), config(single, blocks["single"], 4, 2)),
-        "interpret": small,
-    }
+def _config(dtypes: tuple[str, ...], block_d: int, block_v: int, warps: int = 4) -> Config:
+    constants = {"CHUNK": CHUNKS[dtypes[0]], "BLOCK_D": block_d, "BLOCK_V": block_v}
+    return Config(constants, warps=warps, dtypes=dtypes)
 
 
+# Chosen so that nothing spills: float16 is widened in products with states, and gfx942 keeps masks in scalar registers.
+# All configurations of a dtype share the chunk, which is also the distance of the states that are kept.
+_INTERPRET = (Config({"CHUNK": _CHUNK_INTERPRETED, "BLOCK_D": 16, "BLOCK_V": 16}),)
+_WALK = {
+    "default": (_config(_HALF, 64, 32), _config(_HALF, 32, 32), _config(_SINGLE, 64, 32, 8), _config(_SINGLE, 32, 32)),
+    "gfx942": (_config(_HALF, 32, 32), _config(_SINGLE, 32, 32)),
+    "interpret": _INTERPRET,
+}
+_EACH = {
+    "default": (_config(_HALF, 64, 64), _config(_HALF, 64, 64, 8), _config(_SINGLE, 32, 32)),
+    "interpret": _INTERPRET,
+}
+_BOTH = {
+    "default": (
+        _config(("bfloat16",), 64, 64, 8),
+        _config(("float16",), 32, 32, 8),
+        _config(("float16",), 32, 32),
+        _config(_SINGLE, 32, 32, 8),
+    ),
+    "gfx942": (_config(_HALF, 64, 64), _config(_SINGLE, 32, 32)),
+    "interpret": _INTERPRET,
+}
 _STRIDES = ("batch", "head", "token")
 _SIZES = {"heads": "i32", "length": "i32", "head_dim": "i32:16", "value_dim": "i32:16"}
 _DENSE: Mapping[str, Constant] = {"PACKED": False, "UNIT": 16}
@@ -50,13 +65,27 @@ _PACKED: Mapping[str, Constant] = {"PACKED": True, "UNIT": 1}
 
 
 def _program(
-    name: str, read: str, pointers: Mapping[str, str], rest: Mapping[str, str], *, blocks: Mapping[str, tuple[int, int]]
+    name: str,
+    configs: Mapping[str, tuple[Config, ...]],
+    read: str,
+    pointers: Mapping[str, str],
+    numbers: Mapping[str, str],
 ) -> Program:
     """Return a program that reads some of q, k, v and g, with ``pointers`` of its own and further numbers."""
-    signature = dict.fromkeys(read, "*{dtype}") | {"log_decay": "*{wide}", "sequences": "*i32"} | pointers
-    signature |= {f"{name}_{stride}": "i32" for name in read for stride in _STRIDES} | _SIZES | rest
+    signature = {
+        **dict.fromkeys(read, "*{dtype}"),
+        "log_decay": "*{wide}",
+        "sequences": "*i32",
+        **pointers,
+        **{f"{name}_{stride}": "i32" for name in read for stride in _STRIDES},
+        **_SIZES,
+        **numbers,
+    }
     left_out: dict[str, Constant] = {name: None for name in ("sequences", "chunks") if name in signature}
-    variants = [{"BY_TOKEN": False, **_DENSE, **left_out}, {"BY_TOKEN": True, **_DENSE, **left_out}]
+    variants: list[dict[str, Constant]] = [
+        {"BY_TOKEN": False, **_DENSE, **left_out},
+        {"BY_TOKEN": True, **_DENSE, **left_out},
+    ]
     variants += [{"BY_TOKEN": True, **_PACKED}]
     if "ddecay" in signature:
         variants = [{**variant, "DECAY_GRAD": True} for variant in variants]
@@ -66,7 +95,7 @@ def _program(
         name=name,
         function=f"polyhead_kernels.decay_attention_programs:chunk_{name}",
         signature=signature,
-        configs=_configs(**blocks),
+        configs=configs,
         variants=tuple(variants),
         product=True,
         precision="PRECISION",
@@ -75,41 +104,41 @@ def _program(
 
 STATES = _program(
     "states",
+    _WALK,
     "kv",
     {"states": "*{wide}", "final": "*{wide}"},
     {},
-    blocks={"half": (64, 32), "single": (32, 32)},
 )
 OUTPUTS = _program(
     "outputs",
+    _EACH,
     "qkv",
     {"chunks": "*i32", "states": "*{wide}", "output": "*{dtype}"},
     {"scale": "fp32"},
-    blocks={"half": (64, 64), "single": (32, 32)},
 )
 STATE_GRADIENTS = _program(
     "state_gradients",
+    _WALK,
     "qg",
     {"gradients": "*{wide}", "initial": "*{wide}"},
     {"scale": "fp32"},
-    blocks={"half": (64, 32), "single": (32, 32)},
 )
 GRADIENTS = _program(
     "gradients",
+    _BOTH,
     "qkvg",
     {"chunks": "*i32"}
     | dict.fromkeys(("states", "gradients"), "*{wide}")
     | dict.fromkeys(("dq", "dk"), "*{dtype}")
     | {"ddecay": "*{wide}"},
     {"tokens": "i32", "scale": "fp32"},
-    blocks={"half": (64, 64), "single": (32, 32)},
 )
 VALUE_GRADIENTS = _program(
     "value_gradients",
+    _EACH,
     "qkg",
     {"chunks": "*i32", "gradients": "*{wide}", "dv": "*{dtype}"},
     {"scale": "fp32"},
-    blocks={"half": (64, 64), "single": (32, 32)},
 )
 PROGRAMS = (STATES, OUTPUTS, STATE_GRADIENTS, GRADIENTS, VALUE_GRADIENTS)
 
@@ -124,16 +153,17 @@ class _Work:
         self.q, v = self.inputs["q"], self.inputs["v"]
         self.batch, self.heads, self.length, self.head_dim = self.q.shape
         self.value_dim = v.shape[3]
-        self.wide = wide_of(self.q.dtype)
-        self.chunk = CHUNKS[name_of(self.q.dtype)]
+        self.wide = _wide(self.q.dtype)
+        self.chunk = _chunk_of(self.q.dtype)
         if cu_seqlens is None:
             self.sequences = self.batch
             self.chunks = self.batch * triton.cdiv(self.length, self.chunk)
             self.filled = self.length
-            tables = [None, None]
+            tables: list[Tensor | None] = [None, None]
         else:
             ends = boundaries(cu_seqlens, self.length)
-            sequences, chunks = [], []
+            sequences: list[tuple[int, int, int]] = []
+            chunks: list[tuple[int, int]] = []
             for i, (start, end) in enumerate(pairwise(ends)):
                 sequences.append((start, end, len(chunks)))
                 chunks += [(i, token) for token in range(start, end, self.chunk)]
@@ -185,9 +215,14 @@ class _Work:
         return torch.empty(size, dtype=self.wide, device=self.q.device)
 
 
-def wide_of(dtype: torch.dtype) -> torch.dtype:
+def _wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of states and sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _chunk_of(dtype: torch.dtype) -> int:
+    """Return the tokens per chunk."""
+    return _CHUNK_INTERPRETED if interpreted() else CHUNKS[name_of(dtype)]
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
@@ -202,7 +237,7 @@ def _scaled(q: Tensor, scale: float) -> tuple[Tensor, float]:
 
 def _most_chunks(q: Tensor, cu_seqlens: Tensor | None) -> Any:
     """Return the number of chunks; for packed sequences, the most there can be."""
-    chunk = CHUNKS[name_of(q.dtype)]
+    chunk = _chunk_of(q.dtype)
     if cu_seqlens is None:
         return q.shape[0] * ((q.shape[2] + chunk - 1) // chunk)
     return q.shape[2] // chunk + cu_seqlens.shape[0] - 1
@@ -282,7 +317,7 @@ def _fake_forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    state, wide = (q.shape[1], q.shape[3], v.shape[3]), wide_of(q.dtype)
+    state, wide = (q.shape[1], q.shape[3], v.shape[3]), _wide(q.dtype)
     return (
         q.new_empty(*q.shape[:3], v.shape[3]),
         q.new_empty(sequences, *state, dtype=wide),
@@ -303,7 +338,7 @@ def _fake_backward(
     decay_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     ddecay = log_decay.new_empty(log_decay.shape) if decay_grad else q.new_empty(0, dtype=torch.float64)
-    dstate = q.new_empty(grad_final.shape, dtype=wide_of(q.dtype))
+    dstate = q.new_empty(grad_final.shape, dtype=_wide(q.dtype))
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), ddecay, dstate
 
 

@@ -6,6 +6,8 @@ in units of UNIT elements, so that the compiler knows of their alignment. ``g`` 
 """
 
 # ruff: noqa: N803 - constants of a Triton function are written in capitals
+# Triton types arguments when it compiles, which a checker of Python cannot follow.
+# mypy: disallow-untyped-defs=false, check-untyped-defs=false
 
 import triton
 import triton.language as tl
@@ -24,18 +26,19 @@ def _product(a, b, PRECISION: tl.constexpr):
     has as many digits.
     """
     if a.dtype == tl.bfloat16 or b.dtype == tl.bfloat16:
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
-    if a.dtype == tl.float16 or b.dtype == tl.float16:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32")
-    return tl.dot(a, b, input_precision=PRECISION, out_dtype=a.dtype)
+        product = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+    elif a.dtype == tl.float16 or b.dtype == tl.float16:
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32")
+    else:
+        product = tl.dot(a, b, input_precision=PRECISION, out_dtype=a.dtype)
+    return product
 
 
 @triton.jit
 def _pairs(a, b, PRECISION: tl.constexpr):
     """Return a @ b.T of two tiles in the call's dtype, (CHUNK, ·) each."""
-    if a.dtype == tl.float64:
-        return tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=tl.float64)
-    return tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    wide: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
+    return tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=wide)
 
 
 @triton.jit
@@ -65,9 +68,11 @@ def _entering(decay, count, BY_TOKEN: tl.constexpr, CHUNK: tl.constexpr):
     token = tl.arange(0, CHUNK)
     if BY_TOKEN:
         steps = tl.load(decay + token, mask=token < count, other=0)
-        return tl.exp(tl.cumsum(steps, 0)), tl.exp(tl.sum(steps, 0))
-    step = _clamped(tl.load(decay))
-    return tl.exp(step * (token + 1)), tl.exp(step * count)
+        before, all_steps = tl.cumsum(steps, 0), tl.sum(steps, 0)
+    else:
+        step = _clamped(tl.load(decay))
+        before, all_steps = step * (token + 1), step * count
+    return tl.exp(before), tl.exp(all_steps)
 
 
 @triton.jit
@@ -76,8 +81,10 @@ def _leaving(decay, count, BY_TOKEN: tl.constexpr, CHUNK: tl.constexpr):
     token = tl.arange(0, CHUNK)
     if BY_TOKEN:
         following = tl.load(decay + token + 1, mask=token + 1 < count, other=0)
-        return tl.exp(tl.cumsum(following, 0, reverse=True))
-    return tl.exp(_clamped(tl.load(decay)) * tl.maximum(count - 1 - token, 0))
+        after = tl.cumsum(following, 0, reverse=True)
+    else:
+        after = _clamped(tl.load(decay)) * tl.maximum(count - 1 - token, 0)
+    return tl.exp(after)
 
 
 @triton.jit
@@ -98,27 +105,35 @@ def _sequence(sequences, sequence, length, PACKED: tl.constexpr, CHUNK: tl.const
     """Return a sequence's row of the batch, first token (64 bits), end, and first chunk."""
     if PACKED:
         entry = sequences + 3 * sequence
-        return 0, tl.load(entry).to(tl.int64), tl.load(entry + 1), tl.load(entry + 2)
-    return sequence, sequence * 0, length, sequence * tl.cdiv(length, CHUNK)
+        batch, start = sequence * 0, tl.load(entry).to(tl.int64)
+        end, first = tl.load(entry + 1), tl.load(entry + 2)
+    else:
+        batch, start = sequence, sequence * 0
+        end, first = length, sequence * tl.cdiv(length, CHUNK)
+    return batch, start, end, first
 
 
 @triton.jit
 def _chunk(sequences, chunks, chunk, length, PACKED: tl.constexpr, CHUNK: tl.constexpr):
     """Return a chunk's row of the batch, first token, and number of tokens."""
     if PACKED:
-        sequence, begin = tl.load(chunks + 2 * chunk), tl.load(chunks + 2 * chunk + 1)
-        return 0, begin.to(tl.int64), tl.minimum(tl.load(sequences + 3 * sequence + 1) - begin, CHUNK)
-    per_row = tl.cdiv(length, CHUNK)
-    begin = chunk % per_row * CHUNK
-    return chunk // per_row, begin, tl.minimum(length - begin, CHUNK).to(tl.int32)
+        batch, begin = chunk * 0, tl.load(chunks + 2 * chunk + 1).to(tl.int64)
+        end = tl.load(sequences + 3 * tl.load(chunks + 2 * chunk) + 1)
+    else:
+        per_row = tl.cdiv(length, CHUNK)
+        batch, begin = chunk // per_row, chunk % per_row * CHUNK
+        end = length
+    return batch, begin, tl.minimum(end - begin, CHUNK).to(tl.int32)
 
 
 @triton.jit
 def _decay_of(log_decay, batch, head, token, heads, length, BY_TOKEN: tl.constexpr):
     """Return where the log decays from a token on begin, (B, H, S), or the head's only one."""
     if BY_TOKEN:
-        return log_decay + (batch * heads + head) * length + token
-    return log_decay + head
+        log_decay += (batch * heads + head) * length + token
+    else:
+        log_decay += head
+    return log_decay
 
 
 @triton.jit(do_not_specialize=["k_batch", "k_head", "k_token", "v_batch", "v_head", "v_token", "heads", "length"])

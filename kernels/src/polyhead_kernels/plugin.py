@@ -9,9 +9,15 @@ from polyhead.manifest import Plugin, resolve
 
 __all__ = ["KERNELS", "PROGRAMS", "polyhead_compile_kernels", "polyhead_plugin", "polyhead_register_kernels"]
 
-KERNELS: tuple[str, ...] = ()
+KERNELS: tuple[str, ...] = (
+    "polyhead_kernels.specs:DECAY_ATTENTION",
+    "polyhead_kernels.specs:PREFIX_ATTENTION",
+)
 """``"module:attribute"`` of every kernel's ``polyhead.ops.KernelSpec``."""
-PROGRAMS: tuple[str, ...] = ()
+PROGRAMS: tuple[str, ...] = (
+    "polyhead_kernels.decay_attention:PROGRAMS",
+    "polyhead_kernels.prefix_attention:PROGRAMS",
+)
 """``"module:attribute"`` of every module's tuple of ``polyhead_kernels.programs.Program``, one file an operator."""
 
 

@@ -50,7 +50,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +72,7 @@ Constant = bool | int | float | str | None
 Grid = Callable[[Mapping[str, Any]], Sequence[int]]
 """From all constants to the number of programs along up to three axes."""
 
+_FOUND = importlib.util.find_spec("triton") is not None
 _KEYS = (*FAMILIES, "default", "interpret")
 _TYPES = {
     "float64": ("fp64", "fp64"),
@@ -301,9 +302,8 @@ def limits(call: Call) -> list[str]:
     return reasons
 
 
-@cache
 def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _FOUND  # found out at import: torch.compile traces this, and warns of a function that caches
 
 
 def _out_of_resources() -> type[Exception]:

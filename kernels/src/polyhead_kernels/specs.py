@@ -5,3 +5,37 @@ One ``KernelSpec`` an operator, listed in ``polyhead_kernels.plugin``. Its ``lim
 """
 
 from __future__ import annotations
+
+from polyhead.ops import Call, KernelSpec
+from polyhead.ops.call import name_of
+from polyhead_kernels.programs import INTERPRETED, interpreted, limits
+
+__all__ = ["DECAY_ATTENTION", "PREFIX_ATTENTION"]
+
+
+def _no_float64(call: Call) -> list[str]:
+    """Return why a kernel that multiplies on matrix units cannot serve a call, of which float64 has none here."""
+    reasons = limits(call)
+    if name_of(call.dtype) == "float64" and not interpreted():
+        reasons.append("dtype is float64 (needs float32, bfloat16, float16)")
+    return reasons
+
+
+DECAY_ATTENTION = KernelSpec(
+    "decay_attention",
+    "triton",
+    "polyhead_kernels.decay_attention:decay_attention",
+    priority=20,
+    form="chunked",
+    limits=_no_float64,
+    interpreted=INTERPRETED,
+)
+PREFIX_ATTENTION = KernelSpec(
+    "prefix_attention",
+    "triton",
+    "polyhead_kernels.prefix_attention:prefix_attention",
+    priority=20,
+    form="chunked",
+    limits=_no_float64,
+    interpreted=INTERPRETED,
+)
