@@ -69,6 +69,17 @@ def test_a_stream_equals_the_whole(name: str) -> None:
         torch.testing.assert_close(mixed.x, whole[:, t], rtol=1e-4, atol=1e-5)
 
 
+def test_mixers_of_one_stack_share_settings_of_the_state() -> None:
+    stack, x = Stack(24, 3, 4, mixer=["lightning", "softmax", "aaren"], causal=True).eval(), torch.randn(2, 6, 24)
+    state: Any = stack.init_state(2, capacity=6)
+    shapes = [tuple(leaf.shape) for leaf in (state[0].mixer, *state[1].mixer, *state[2].mixer)]
+    for t in range(6):
+        mixed = stack.step(x[:, t], state=state)
+        state = mixed.state
+    torch.testing.assert_close(mixed.x, stack(x).x[:, -1], rtol=1e-4, atol=1e-5)
+    assert [tuple(leaf.shape) for leaf in (state[0].mixer, *state[1].mixer, *state[2].mixer)] == shapes
+
+
 def test_a_decoder_streams_with_a_memory() -> None:
     """The encoder's output is projected once; capacity makes states of constant shape."""
     torch.manual_seed(0)

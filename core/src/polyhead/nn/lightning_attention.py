@@ -123,12 +123,18 @@ class LightningAttention(nn.Module):
         return Mixed(self._out(x, mixed.transpose(1, 2).flatten(2)), None if state is None else after)
 
     def init_state(
-        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,  # noqa: ARG002  # of mixers that grow; a stack gives all of them the same
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Return the state before the first token: zeros, shape (B, H, D, D).
 
         Args:
             batch: B.
+            capacity: without effect, since the state has one shape anyway.
             device: that of the parameters if None.
             dtype: float32, or float64 if the parameters are, if None.
         """

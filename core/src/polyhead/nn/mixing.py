@@ -62,7 +62,10 @@ class TokenMixer(Protocol):
         ...
 
     def init_state(self, batch: int) -> Any:
-        """Return the state of ``batch`` rows before the first token; see ``polyhead.nn.states``."""
+        """Return the state of ``batch`` rows before the first token; see ``polyhead.nn.states``.
+
+        It may take further settings by name, such as ``capacity`` where the state would grow.
+        """
         ...
 
     def step(self, x: Tensor, *, ctx: Context, state: Any) -> Mixed:
