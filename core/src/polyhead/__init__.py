@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polyhead import artifacts, errors, manifest, models, nn, ops, plugins, protocols, testing
     from polyhead.hookspecs import hookimpl
-    from polyhead.manifest import AppSpec, DatasetSpec, MixerSpec, ModelSpec, Plugin, TaskSpec
+    from polyhead.manifest import AppSpec, DatasetSpec, MixerSpec, ModelSpec, Plugin, RemoteFile, TaskSpec
     from polyhead.models import Pretrained, from_pretrained, load, save_pretrained
     from polyhead.ops import use_kernel
     from polyhead.recording import record
@@ -25,6 +25,7 @@ __all__ = [
     "ModelSpec",
     "Plugin",
     "Pretrained",
+    "RemoteFile",
     "TaskSpec",
     "__version__",
     "artifacts",
@@ -52,6 +53,7 @@ _HOMES = {
     "ModelSpec": "manifest",
     "Plugin": "manifest",
     "Pretrained": "models",
+    "RemoteFile": "manifest",
     "TaskSpec": "manifest",
     "from_pretrained": "models",
     "hookimpl": "hookspecs",

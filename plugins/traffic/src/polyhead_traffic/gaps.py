@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead_traffic.baselines import WEEKEND, Profile
-from polyhead_traffic.data import SensorData
+from polyhead_traffic.data import SensorData, blocks
 from polyhead_traffic.windows import WindowSource
 
 if TYPE_CHECKING:
@@ -53,16 +53,23 @@ def by_usual_day(data: SensorData) -> NDArray[np.float32]:
     and :math:`\phi^k a` at the end of the series or before a jump in time. The medians and :math:`\phi`, one for all
     sensors, are those of the training rows. No value is below zero where no reading is.
 
-    Complexity: O(T·N).
+    Complexity: O(T·N) time; besides the result, some sensors' series at a time in memory.
     """
     table = Profile.fit(data, "median").table
-    usual = table[(data.calendar[:, 0] >= WEEKEND).astype(np.int64), data.calendar[:, 1]]
-    residual = np.where(data.mask, data.values - usual, 0)
-    phi = _persistence(residual[: data.train_rows], data.mask[: data.train_rows])
-    filled = np.where(data.mask, data.values, usual)
-    for first, last in _segments(data):
-        rows = slice(first, last)
-        filled[rows] += np.where(data.mask[rows], 0, _bridge(residual[rows], data.mask[rows], phi))
+    weekend, slot = (data.calendar[:, 0] >= WEEKEND).astype(np.int64), data.calendar[:, 1]
+
+    def usual(sensors: slice) -> NDArray[np.float32]:
+        return table[:, :, sensors][weekend, slot]
+
+    groups = list(blocks(len(data.ids), len(data.timestamps)))
+    phi = _persistence(data, groups, usual)
+    filled = np.empty_like(data.values)
+    for sensors in groups:
+        mask, expected = data.mask[:, sensors], usual(sensors)
+        residual = np.where(mask, data.values[:, sensors] - expected, 0)
+        for first, last in _segments(data):
+            rows = slice(first, last)
+            filled[rows, sensors] = expected[rows] + _bridge(residual[rows], mask[rows], phi)
     return _bounded(data, filled)
 
 
@@ -122,12 +129,17 @@ def hide(data: SensorData, seed: int = 0) -> tuple[SensorData, NDArray[np.bool_]
     return replace(data, mask=mask, values=np.where(mask, data.values, 0)), hidden
 
 
-def _persistence(residual: NDArray[np.floating], mask: NDArray[np.bool_]) -> float:
-    """Return the correlation of successive residuals, 0 to just below 1."""
-    both = mask[1:] & mask[:-1]
-    first, second = residual[:-1][both].astype(np.float64), residual[1:][both].astype(np.float64)
-    power = float(first @ first)
-    return float(np.clip(first @ second / power, 0, STEADIEST)) if power > 0 else 0.0
+def _persistence(data: SensorData, groups: Sequence[slice], usual: Callable[[slice], NDArray[np.floating]]) -> float:
+    """Return the correlation of successive differences from the usual day in training rows, 0 to just below 1."""
+    product = power = 0.0
+    rows = data.train_rows
+    for sensors in groups:
+        mask = data.mask[:rows, sensors]
+        residual = (data.values[:rows, sensors] - usual(sensors)[:rows]).astype(np.float64)
+        both = mask[1:] & mask[:-1]
+        product += float((residual[1:][both] * residual[:-1][both]).sum())
+        power += float(np.square(residual[:-1][both]).sum())
+    return float(np.clip(product / power, 0, STEADIEST)) if power > 0 else 0.0
 
 
 def _bridge(residual: NDArray[np.floating], mask: NDArray[np.bool_], phi: float) -> NDArray[np.float64]:
@@ -171,5 +183,7 @@ def _lengths(data: SensorData) -> NDArray[np.int64]:
 
 def _bounded(data: SensorData, filled: NDArray[Any]) -> NDArray[np.float32]:
     low = 0.0 if not (data.values < 0).any() else -np.inf
-    result: NDArray[np.float32] = np.where(data.mask, data.values, np.maximum(filled, low)).astype(np.float32)
+    result = np.empty_like(data.values)
+    for rows in blocks(*data.values.shape):
+        result[rows] = np.where(data.mask[rows], data.values[rows], np.maximum(filled[rows], low))
     return result
