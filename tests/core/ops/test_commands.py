@@ -30,7 +30,7 @@ def test_list() -> None:
     said = list_kernels("softmax_attention")
     (operator,) = said.data["operators"]
     assert operator["name"] == "softmax_attention"
-    assert [kernel["name"] for kernel in operator["kernels"]] == ["torch", "reference"]
+    assert [kernel["name"] for kernel in operator["kernels"]] == ["flex", "tiled", "torch", "reference"]
     assert operator["forms"] == ["parallel"]
     assert operator["tolerances"].keys() == {"float64", "float32", "bfloat16", "float16"}
     assert said.text.splitlines()[0].startswith("softmax_attention: softmax(")
@@ -51,12 +51,18 @@ def test_explain() -> None:
     said = explain_call("softmax_attention", SHAPE, "bfloat16", "cuda", ["causal=true", "keys=256"])
     assert said.passed
     assert said.data["chosen"] == "torch"
-    assert said.data["rejected"] == {"reference": []}
+    assert said.data["rejected"] == {
+        "flex": ["there is no pattern", "length is 256 (wins from 1024)"],
+        "tiled": ["device is cuda (needs cpu)", "there is no pattern", "length is 256 (wins from 768)"],
+        "reference": [],
+    }
     assert said.data["cost"]["forward"]["flops"] == 2 * 2 * 8 * (128 * 128 + 128 * 129 // 2) * 128
     assert said.text.splitlines() == [
         "softmax_attention: q (2, 8, 128, 64), k (2, 8, 256, 64), v (2, 8, 256, 64), dtype bfloat16, device cuda, "
         "causal=True, scale=0.125, heads=None",
         "  chosen: torch",
+        "  flex: there is no pattern; length is 256 (wins from 1024)",
+        "  tiled: device is cuda (needs cpu); there is no pattern; length is 256 (wins from 768)",
         "  reference: can serve, has lower priority",
         "  forward: 0.1009 GFLOP, 1.573 MB read and written",
         "  backward: 0.2523 GFLOP, 3.146 MB read and written",

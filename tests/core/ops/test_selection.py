@@ -345,7 +345,7 @@ def test_explain() -> None:
     with use_kernel(op="reference"):
         forced_one = explain("softmax_attention", (2, 8, 128, 64))
     assert (forced_one.chosen, forced_one.forced) == ("reference", "reference")
-    assert forced_one.rejected == {"torch": ('"reference" is forced',)}
+    assert forced_one.rejected["torch"] == ('"reference" is forced',)
     assert "  forced by use_kernel or POLYHEAD_KERNEL: reference" in str(forced_one)
 
 

@@ -12,11 +12,12 @@ from polyhead.ops.deformable_attention import DeformableAttention, deformable_at
 from polyhead.ops.pointer_nll import PointerNLL, pointer_nll
 from polyhead.ops.prefix_attention import PrefixAttention, PrefixState, prefix_attention
 from polyhead.ops.selection import Explanation, Registry, SlowKernelWarning, dispatch, explain, registry
-from polyhead.ops.softmax_attention import SoftmaxAttention, softmax_attention
+from polyhead.ops.softmax_attention import BlockMask, Neighbourhood, SoftmaxAttention, softmax_attention
 from polyhead.ops.spec import Case, Cost, Inputs, KernelSpec, Measure, OperatorSpec
 
 __all__ = [
     "AdditiveAttentionScores",
+    "BlockMask",
     "Call",
     "Case",
     "Cost",
@@ -26,6 +27,7 @@ __all__ = [
     "Inputs",
     "KernelSpec",
     "Measure",
+    "Neighbourhood",
     "OperatorSpec",
     "PointerNLL",
     "PrefixAttention",

@@ -11,9 +11,10 @@ from torch import Tensor
 from polyhead.errors import DtypeError, ShapeError
 from polyhead.ops.call import Call, name_of
 from polyhead.ops.selection import dispatch
+from polyhead.ops.softmax_attention.patterns import BlockMask, Neighbourhood, Pattern
 from polyhead.ops.validation import autocasted, check_broadcast, check_floating, check_grouped, check_ndim, shapes
 
-__all__ = ["SoftmaxAttention", "softmax_attention"]
+__all__ = ["BlockMask", "Neighbourhood", "SoftmaxAttention", "softmax_attention"]
 
 
 class SoftmaxAttention(NamedTuple):
@@ -35,6 +36,7 @@ def softmax_attention(
     causal: bool = False,
     scale: float | None = None,
     return_weights: bool | Sequence[int] = False,
+    pattern: Pattern | None = None,
 ) -> SoftmaxAttention:
     r"""Attend from each query to the keys it may see.
 
@@ -42,7 +44,7 @@ def softmax_attention(
         w_{ij} = \frac{e^{l_{ij}}}{\sum_{j' \in A_i} e^{l_{ij'}}}, \qquad
         l_{ij} = \text{scale} \cdot \langle q_i, k_j \rangle + b_{ij}
 
-    where :math:`A_i` holds the keys that mask, causality and a bias above −∞ all allow.
+    where :math:`A_i` holds the keys that mask, pattern, causality and a bias above −∞ all allow.
 
     What PyTorch's ``scaled_dot_product_attention`` leaves open is fixed here, for every kernel:
 
@@ -67,19 +69,22 @@ def softmax_attention(
         causal: whether a query sees only keys up to its own position.
         scale: multiplies q·k; D**-0.5 if None.
         return_weights: True for the weights of all heads, or the indices of the heads wanted, in this order.
+        pattern: a ``BlockMask`` or a ``Neighbourhood``: which keys a query may see by its place alone. Kernels skip
+            what it leaves out; a mask of the same content would cost all pairs.
 
     Returns:
         SoftmaxAttention(output, weights): shapes (B, H, Sq, Dv) and (B, heads asked for, Sq, Sk); weights is None
         unless asked for.
 
     Raises:
-        ShapeError: shapes do not fit together, or a head asked for does not exist.
+        ShapeError: shapes do not fit together or to the pattern, or a head asked for does not exist.
         DtypeError: dtypes or devices differ, mask is not bool, or bias is not float.
         KernelError: the forced kernel cannot serve the call, or gradients of gradients are asked of one that has none.
 
     There is no dropout: it would make the operator random and no two kernels alike. Modules drop their outputs.
 
-    Complexity: O(B·H·Sq·Sk·(D + Dv)) time, O(B·H·Sq) memory beyond inputs and outputs.
+    Complexity: O(B·H·Sq·Sk·(D + Dv)) time, O(B·H·Sq) memory beyond inputs and outputs; with a pattern, pairs kept
+    instead of Sq·Sk.
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
     Differs: queries without keys, masked non-finite values and Sq ≠ Sk are defined as above.
 
@@ -109,11 +114,14 @@ def softmax_attention(
         if not bias.dtype.is_floating_point:
             raise DtypeError(f"bias is {name_of(bias.dtype)}, expected a float dtype. True/False belongs in mask.")
         bias = check_broadcast("bias", bias, logits, "(batch, heads, Sq, Sk)")
-    options = {
+    options: dict[str, Any] = {
         "causal": causal,
         "scale": q.shape[-1] ** -0.5 if scale is None else scale,
         "heads": _heads(return_weights, q.shape[1]),
     }
+    if pattern is not None:
+        pattern.check(q.shape[2], k.shape[2])
+        options["pattern"] = pattern
     tensors: dict[str, Any] = {"q": q, "k": k, "v": v, "mask": mask, "bias": bias}
     return dispatch(Call("softmax_attention", tensors, options, k.shape[2]))
 

@@ -9,10 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyhead.ops.softmax_attention.patterns import BlockMask, Neighbourhood, Pattern
 from polyhead.ops.spec import Case, Inputs
 
 __all__ = ["cases"]
 
+_CUT = Neighbourhood((140,), (33,), cut=True)
+_SMALL = Neighbourhood((5, 7), (3, 5))
+_BLOCKS = BlockMask(((0, 2), (1, 2, 5), (), (0, 1, 2, 3, 4), (5,)), (16, 17))
+"""Blocks that do not divide the lengths, one that sees nothing, and one that no query sees."""
 Masking = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Draws a mask for logits of shape (B, H, Sq, Sk)."""
 
@@ -61,6 +66,21 @@ def cases() -> Iterable[Case]:
     yield _case("weights of all heads", (2, 4, 9, 11, 8), kv_heads=2, mask=_holes, return_weights=True, traced=True)
     yield _case("weights of some heads", (2, 4, 9, 13, 8), causal=True, return_weights=[2, 0])
     yield _case("weights of one head, bias", (2, 4, 9, 11, 8), bias=(1, 4, 9, 11), return_weights=[3])
+    window, patch = Neighbourhood((300,), (21,)), Neighbourhood((13, 17), (5, 3))
+    yield _case("window", (1, 2, 300, 300, 8), pattern=window)
+    yield _case("window, causal, cut at the border", (2, 2, 140, 140, 8), pattern=_CUT, causal=True)
+    yield _case("window, padded keys", (3, 4, 300, 300, 8), pattern=window, mask=_padding, kv_heads=2, value_dim=5)
+    yield _case("patches", (2, 2, 221, 221, 8), pattern=patch, traced=True)
+    yield _case("patches, a mask for each head, causal", (2, 4, 221, 221, 4), pattern=patch, mask=_random, causal=True)
+    yield _case("patches, large logits", (1, 2, 221, 221, 8), pattern=patch, spread=80.0, scale=-0.3)
+    yield _case("neighbourhoods in three dimensions", (1, 2, 210, 210, 8), pattern=Neighbourhood((5, 6, 7), (3, 3, 5)))
+    yield _case("neighbourhood, bias", (1, 2, 35, 35, 8), pattern=_SMALL, bias=(1, 2, 35, 35))
+    yield _case("neighbourhood, weights", (1, 2, 35, 35, 8), pattern=_SMALL, return_weights=[1])
+    yield _case("blocks", (2, 2, 70, 90, 8), pattern=_BLOCKS, layout=_heads_inside)
+    yield _case("blocks, causal, grouped heads", (2, 4, 70, 90, 8), pattern=_BLOCKS, causal=True, kv_heads=2)
+    yield _case("blocks, padded keys", (3, 2, 70, 90, 8), pattern=_BLOCKS, mask=_padding)
+    yield _case("blocks, one key for the whole batch", (2, 2, 70, 90, 8), pattern=_BLOCKS, layout=_shared_keys)
+    yield _case("batch of zero, blocks", (0, 2, 70, 90, 8), pattern=_BLOCKS)
     yield _case("batch of zero", (0, 2, 5, 7, 8), mask=_padding)
     yield _case("no queries", (2, 2, 0, 7, 8), causal=True)
     yield _case("no keys", (2, 2, 5, 0, 8), mask=_padding, return_weights=True)
@@ -86,6 +106,7 @@ def _draw(
     spread: float = 1.0,
     layout: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     return_weights: bool | list[int] = False,
+    pattern: Pattern | None = None,
 ) -> Inputs:
     batch, heads, queries, keys, head_dim = sizes
     groups = kv_heads or heads
@@ -105,6 +126,8 @@ def _draw(
     seen = torch.ones(logits, dtype=torch.bool)
     if causal:
         seen = seen.tril(keys - queries)
+    if pattern is not None:
+        seen = seen & pattern.materialise(queries, keys)
     if mask is not None:
         tensors["mask"] = mask(logits, generator)
         seen = seen & tensors["mask"]
@@ -127,7 +150,7 @@ def _draw(
     per_row = ["q", "k", "v"] + [name for name in ("mask", "bias") if name in tensors and tensors[name].shape[0] > 1]
     return Inputs(
         tensors,
-        {"causal": causal, "scale": scale, "return_weights": return_weights},
+        {"causal": causal, "scale": scale, "return_weights": return_weights, "pattern": pattern},
         ("q", "k", "v", *(["bias"] if bias is not None and learned else [])),
         tuple(per_row),
         {"q": nothing, "k": unseen, "v": unseen},

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from polyhead.ops.softmax_attention import SoftmaxAttention
+from polyhead.ops.softmax_attention.patterns import Pattern, narrowed
 
 __all__ = ["softmax_attention"]
 
@@ -20,6 +21,7 @@ def softmax_attention(
     causal: bool,
     scale: float,
     heads: tuple[int, ...] | None,
+    pattern: Pattern | None = None,
 ) -> SoftmaxAttention:
     """Compute the formula with all logits in memory; arguments as the public function validated them.
 
@@ -31,6 +33,7 @@ def softmax_attention(
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
 
+    mask = narrowed(mask, pattern, q, k)
     allowed = torch.ones(*q.shape[:3], k.shape[2], dtype=torch.bool, device=q.device)
     if causal:
         allowed = allowed.tril(k.shape[2] - q.shape[2])

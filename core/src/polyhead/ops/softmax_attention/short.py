@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyhead.errors import KernelError
+from polyhead.ops.softmax_attention.second import no_second
 
 __all__ = ["attend_short", "is_short"]
 
@@ -79,13 +79,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, *_grads: Tensor) -> Any:
-        raise KernelError(NO_SECOND)
-
-
-NO_SECOND = (
-    'Kernel "torch" of softmax_attention has no gradients of gradients: SDPA has none. '
-    'Run the forward pass under polyhead.use_kernel(softmax_attention="reference").'
-)
+        raise no_second("torch")
 
 
 def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:

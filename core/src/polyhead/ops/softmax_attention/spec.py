@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from polyhead.errors import ShapeError
+from polyhead.errors import ConfigError, ShapeError
 from polyhead.ops.call import Call, TensorInfo
 from polyhead.ops.softmax_attention.cases import cases
+from polyhead.ops.softmax_attention.limits import flex, tiled
+from polyhead.ops.softmax_attention.patterns import Neighbourhood
+from polyhead.ops.softmax_attention.patterns import pairs as kept
 from polyhead.ops.spec import Cost, KernelSpec, OperatorSpec
 
 __all__ = ["SPEC", "cost", "describe"]
@@ -27,6 +32,8 @@ def describe(
     bias: bool = False,
     grad: bool = False,
     return_weights: bool = False,
+    grid: str | None = None,
+    window: str | None = None,
 ) -> Call:
     """Return the call for q of ``shape``; k and v are like it unless said otherwise.
 
@@ -42,6 +49,8 @@ def describe(
         bias: whether there is a bias of shape (1, H, Sq, Sk).
         grad: whether gradients are asked for, of the bias too.
         return_weights: whether the weights of all heads are.
+        grid: positions of a neighbourhood along each axis, such as "56x56"; one axis if only a window is given.
+        window: of a neighbourhood, such as "7x7"; none if None.
     """
     if len(shape) != 4:
         raise ShapeError(f"The shape of q has {len(shape)} numbers, expected 4: batch,heads,seq,head_dim.")
@@ -58,11 +67,23 @@ def describe(
         "bias": TensorInfo((1, heads, queries, keys), dtype, device, grad) if bias else None,
     }
     asked = tuple(range(heads)) if return_weights else None
-    return Call("softmax_attention", tensors, {"causal": causal, "scale": head_dim**-0.5, "heads": asked}, keys)
+    options: dict[str, Any] = {"causal": causal, "scale": head_dim**-0.5, "heads": asked}
+    if window is not None:
+        pattern = Neighbourhood((queries,) if grid is None else _numbers("grid", grid), _numbers("window", window))
+        pattern.check(queries, keys)
+        options["pattern"] = pattern
+    return Call("softmax_attention", tensors, options, keys)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    parts = text.split("x")
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f'{name} is "{text}", expected whole numbers with x between them, such as 7x7.')
+    return tuple(int(part) for part in parts)
 
 
 def cost(call: Call, *, backward: bool = False) -> Cost:
-    """Count the products with each pair that causality allows; a mask saves no work in a fused kernel."""
+    """Count the products with each pair that causality and pattern allow; a mask saves no work in a fused kernel."""
     q, k, v = (call.tensors[name] for name in "qkv")
     batch, heads, queries, head_dim = q.shape
     keys, value_dim = v.shape[2:]
@@ -70,6 +91,8 @@ def cost(call: Call, *, backward: bool = False) -> Cost:
     if call.options["causal"]:
         rows = min(queries, keys)  # the last rows see keys - rows + 1 up to keys; the ones before see nothing
         pairs = rows * (keys - rows) + rows * (rows + 1) // 2
+    if (pattern := call.options.get("pattern")) is not None:
+        pairs = kept(pattern, queries, keys, call.options["causal"])
     output = TensorInfo((batch, heads, queries, value_dim), q.dtype, q.device)
     # Forward: q·k, w·v. Backward: both again in transposed form for each factor, and q·k once more to recompute w.
     products = 3 * head_dim + 2 * value_dim if backward else head_dim + value_dim
@@ -98,6 +121,25 @@ SPEC = OperatorSpec(
             double_backward=True,
         ),
         KernelSpec("softmax_attention", "torch", f"{_HERE}.torch_kernel:softmax_attention", priority=10),
+        KernelSpec(
+            "softmax_attention",
+            "tiled",
+            f"{_HERE}.tiled_kernel:softmax_attention",
+            priority=12,
+            devices=("cpu",),
+            limits=tiled,
+            wins_from=768,
+        ),
+        KernelSpec(
+            "softmax_attention",
+            "flex",
+            f"{_HERE}.flex_kernel:softmax_attention",
+            priority=15,
+            devices=("cuda",),
+            dtypes=("float32", "bfloat16", "float16"),
+            limits=flex,
+            wins_from=1024,
+        ),
     ),
     describe=describe,
     cost=cost,

@@ -8,17 +8,16 @@ backward from 92 to 134 µs, inductor saw nothing of SDPA, and there was nothing
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyhead.errors import KernelError
 from polyhead.ops.softmax_attention import SoftmaxAttention
-from polyhead.ops.softmax_attention.short import NO_SECOND, attend_short, is_short
+from polyhead.ops.softmax_attention.patterns import Pattern, narrowed
+from polyhead.ops.softmax_attention.second import refusal
+from polyhead.ops.softmax_attention.short import attend_short, is_short
 
-__all__ = ["softmax_attention"]
+__all__ = ["attend", "is_eager", "softmax_attention"]
 
 TAME = 1e15
 """Values below this neither are NaN or Inf nor become so in a product of two, summed over head_dim, in float32."""
@@ -27,6 +26,7 @@ VECTOR = 16
 head_dim 8 and length 512, forward and with backward."""
 LONG = 128
 """Lengths from which padding costs less than it saves."""
+_REFUSAL = refusal("torch")
 
 
 def softmax_attention(
@@ -39,11 +39,14 @@ def softmax_attention(
     causal: bool,
     scale: float,
     heads: tuple[int, ...] | None,
+    pattern: Pattern | None = None,
 ) -> SoftmaxAttention:
     """Run SDPA; arguments as the public function validated them.
 
-    Without mask and bias nothing needs repair: the last query sees each key, and queries without a key are cut off.
+    Without mask and bias nothing needs repair: the last query sees each key, and queries without a key are cut off. A
+    pattern becomes a mask of all pairs.
     """
+    mask = narrowed(mask, pattern, q, k)
     if bias is not None and not torch.is_grad_enabled():
         bias = bias.detach()  # on the CPU, SDPA gives up its fused kernel for a bias that requires grad, even here
     allowed = _allowed(q, k, mask, causal) if mask is not None or bias is not None else None
@@ -69,7 +72,7 @@ def _allowed(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor 
 
 def _unmasked(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
     """Align SDPA's top-left triangle bottom right: it is the same for Sq = Sk, so make that of the other cases."""
-    if _eager() and is_short(q, k, v, causal):
+    if is_eager() and is_short(q, k, v, causal):
         return attend_short(q, k, v, causal, scale)
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:
@@ -91,7 +94,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tenso
 
     Whether anything is, costs one look at q, k and v. Where values cannot be looked at, everything is cleaned.
     """
-    if q.device.type == "cpu" and _eager() and all(_tame(x) for x in (q, k, v)):
+    if q.device.type == "cpu" and is_eager() and all(_tame(x) for x in (q, k, v)):
         return _fused(q, k, v, _added(q, allowed, bias), scale)  # here SDPA itself gives zeros to a query without keys
     seen = _seen(allowed, bias)
     nothing, unseen = ~seen.any(-1, keepdim=True), ~seen.any(-2).unsqueeze(-1)
@@ -101,6 +104,11 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tenso
     allowed = None if allowed is None else allowed | nothing
     bias = None if bias is None else bias.masked_fill(nothing, 0)
     return _fused(q, k, v, _added(q, allowed, bias), scale).masked_fill(nothing, 0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+    """Return the output alone, shape (B, H, Sq, Dv), of queries that see the allowed keys; all if None."""
+    return _fused(q, k, v, None, scale) if allowed is None else _masked(q, k, v, allowed, None, scale)
 
 
 def _added(q: Tensor, allowed: Tensor | None, bias: Tensor | None) -> Tensor | None:
@@ -121,7 +129,7 @@ def _seen(allowed: Tensor | None, bias: Tensor | None) -> Tensor:
     return above if allowed is None else allowed & above
 
 
-def _eager() -> bool:
+def is_eager() -> bool:
     """Whether this runs now, on tensors that have values: neither traced nor under torch.func's vmap or grad."""
     # torch.autograd.Function asks the same private question; there is no public one.
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
@@ -142,14 +150,16 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float, 
     if q.device.type == "cpu":
         # The CPU's fused kernel wants one width and contiguous rows; all else takes the path that stores the logits.
         wide = max(q.shape[-1], width)
-        if _eager() and q.dtype == torch.float32 and min(q.shape[2], k.shape[2]) >= LONG:  # no guard on a traced length
+        if (
+            is_eager() and q.dtype == torch.float32 and min(q.shape[2], k.shape[2]) >= LONG
+        ):  # no guard on a traced length
             wide = max(wide, VECTOR)
         q, k, v = (_padded(x, wide) for x in (q, k, v))
     grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}  # a branch, since a traced comparison is no bool
     output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=causal, scale=scale, **grouped)
     # Only SDPA's fused node has no second derivative. Dynamo cannot trace a question about nodes, and needs no answer.
-    if _eager() and output.grad_fn is not None and "FlashAttentionForCpu" in output.grad_fn.name():
-        output.grad_fn.register_hook(_refuse_twice)
+    if is_eager() and output.grad_fn is not None and "FlashAttentionForCpu" in output.grad_fn.name():
+        output.grad_fn.register_hook(_REFUSAL)
     return output if output.shape[-1] == width else output[..., :width]
 
 
@@ -181,22 +191,3 @@ def _weights(
 
 def _of_heads(x: Tensor | None, heads: list[int]) -> Tensor | None:
     return x if x is None or x.shape[1] == 1 else x[:, heads]
-
-
-def _refuse_twice(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...] | None:
-    """Turn a later request for gradients of these gradients into an error with the mend."""
-    if not torch.is_grad_enabled():
-        return None
-    return tuple(x if x is None else _Refuse.apply(x) for x in gradients)
-
-
-class _Refuse(torch.autograd.Function):
-    """Identity without a derivative."""
-
-    @staticmethod
-    def forward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(_ctx: Any, *_gradients: Tensor) -> Any:
-        raise KernelError(NO_SECOND)
