@@ -300,6 +300,21 @@ def test_before_step_gets_the_plain_model_and_the_progress(tmp_path: Path) -> No
     assert len(seen) == 8
 
 
+def test_after_step_is_called_after_every_step_of_the_optimizer(tmp_path: Path) -> None:
+    class Following(Net):
+        steps = 0
+        seen: Tensor
+
+        def after_step(self) -> None:
+            self.steps += 1
+            self.seen = self.outer.weight.detach().clone()
+
+    model = Following(Net.Config())
+    result = run(tmp_path, model=model, steps=5, validation=None)
+    assert model.steps == 5
+    torch.testing.assert_close(model.seen, result.model.state_dict()["outer.weight"], rtol=0, atol=0)
+
+
 def test_endless_sources_count_steps(tmp_path: Path) -> None:
     endless = Numbers(endless=True)
     whole = run(tmp_path / "whole", train=endless, steps=10, validate_epochs=0.3)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from polyhead.errors import CheckpointError, ConfigError, PluginError
+from polyhead.nn import after_step
 from polyhead.protocols import Batch, Metric, Predictor, Ratio, Source, Task
 from polyhead_apps import distributed
 from polyhead_apps.checkpoints import Best, Checkpoints, Training
@@ -176,6 +177,8 @@ def fit(
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(model.parameters(), settings.clip_norm, step.norm)
             optimizer.step()
+            if not optimizer.step_was_skipped:
+                after_step(model)
             distributed.share_buffers(model)
             training.step += 1
             if averaged is not None and not optimizer.step_was_skipped:
