@@ -151,7 +151,7 @@ def test_kernels_are_listed_explained_and_verified(
 def test_kernels_that_fail_are_exit_code_1(umbrella: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from polyhead.ops import commands
 
-    monkeypatch.setattr(commands, "verify_kernels", lambda *_: commands.Said({}, "1 failure", passed=False))
+    monkeypatch.setattr(commands, "verify_kernels", lambda *_, changed: commands.Said({}, "1 failure", passed=False))
     assert umbrella("kernels", "verify") == (1, "1 failure\n", "")
 
 
@@ -179,3 +179,26 @@ def test_registered_apps_run_as_a_module(fresh: Callable[..., Any]) -> None:
     result = fresh("-m", "polyhead_apps", "line-fi", "models", POLYHEAD_PLUGINS="fake")
     assert result.returncode == 1
     assert result.stderr == 'polyhead_apps: No app "line-fi". Did you mean "line-fit"?  All: line-fit\n'
+
+
+def test_kernels_are_broken_compiled_and_timed(umbrella: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyhead.ops import commands
+
+    asked: dict[str, Any] = {}
+    for name in ("break_kernels", "compile_kernels", "bench_kernels"):
+
+        def answer(*given: Any, name: str = name, **named: Any) -> commands.Said:
+            asked[name] = given, named
+            return commands.Said({"by": name}, name)
+
+        monkeypatch.setattr(commands, name, answer)
+    assert umbrella("kernels", "verify", "--self-test", "--changed", "--op", "sums") == (0, "break_kernels\n", "")
+    assert json.loads(umbrella("kernels", "compile", "--target", "sm_90", "--all", "--json")[1]) == {
+        "by": "compile_kernels"
+    }
+    assert umbrella("kernels", "bench", "--dtype", "bfloat16", "--threads", "1", "--no-claims")[0] == 0
+    assert asked == {
+        "break_kernels": (("sums", None, "cpu"), {"changed": True}),
+        "compile_kernels": ((None, ["sm_90"]), {"every": True, "workers": 0}),
+        "bench_kernels": ((None, ["bfloat16"], "cpu"), {"threads": 1, "repeats": 9, "claims": False}),
+    }

@@ -123,19 +123,67 @@ def explain(
     _say(commands.explain_call(operator, commands.parse_shape(shape), dtype, device, sets or ()), as_json)
 
 
+OneOperator = Annotated[str | None, typer.Option("--op", metavar="OP", help="One operator; all if not given.")]
+Device = Annotated[str, typer.Option("--device", help="Where to run.")]
+
+
 @kernels.command("verify")
 @with_debug
 def verify(
-    op: Annotated[str | None, typer.Option("--op", metavar="OP", help="One operator; all if not given.")] = None,
+    op: OneOperator = None,
     kernel: Annotated[str | None, typer.Option("--kernel", help="One kernel; all if not given.")] = None,
     dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="One dtype; may be repeated.")] = None,
-    device: Annotated[str, typer.Option("--device", help="Where to run.")] = "cpu",
+    device: Device = "cpu",
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Break the kernels on purpose and show that the cases notice.")
+    ] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Only what has not passed with the same source before.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Hold kernels against their operators' definitions in float64; exit code 1 if one fails."""
     from polyhead.ops import commands
 
-    _say(commands.verify_kernels(op, kernel, dtypes or (), device), as_json)
+    if self_test:
+        _say(commands.break_kernels(op, kernel, device, changed=changed), as_json)
+    else:
+        _say(commands.verify_kernels(op, kernel, dtypes or (), device, changed=changed), as_json)
+
+
+@kernels.command("compile")
+@with_debug
+def compile_ahead(
+    op: OneOperator = None,
+    targets: Annotated[
+        list[str] | None, typer.Option("--target", help="One device family, such as sm_90; may be repeated.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every configuration, not only the ones launched.")] = False,
+    workers: Annotated[int, typer.Option("--workers", help="Processes; 0: one for each processor.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Build kernels for devices that need not be here and read the binaries; exit code 1 if one has a problem."""
+    from polyhead.ops import commands
+
+    _say(commands.compile_kernels(op, targets or (), every=every, workers=workers), as_json)
+
+
+@kernels.command("bench")
+@with_debug
+def bench(
+    op: OneOperator = None,
+    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="Such as bfloat16; may be repeated.")] = None,
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option("--threads", help="Of torch, on a CPU.")] = 2,
+    repeats: Annotated[int, typer.Option("--repeats", help="Runs of each side; times are medians.")] = 9,
+    claims: Annotated[bool, typer.Option("--claims/--no-claims", help="The repository's own benchmarks too.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Time kernels against a peer and this machine's roofline, correctness first."""
+    from polyhead.ops import commands
+
+    said = commands.bench_kernels(op, dtypes or ["float32"], device, threads=threads, repeats=repeats, claims=claims)
+    _say(said, as_json)
 
 
 def _say(said: Said, as_json: bool) -> None:
