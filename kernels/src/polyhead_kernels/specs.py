@@ -10,7 +10,7 @@ from polyhead.ops import Call, KernelSpec
 from polyhead.ops.call import name_of
 from polyhead_kernels.programs import INTERPRETED, interpreted, limits
 
-__all__ = ["DECAY_ATTENTION", "PREFIX_ATTENTION"]
+__all__ = ["ADDITIVE_ATTENTION_SCORES", "DECAY_ATTENTION", "POINTER_NLL", "PREFIX_ATTENTION"]
 
 
 def _no_float64(call: Call) -> list[str]:
@@ -18,6 +18,14 @@ def _no_float64(call: Call) -> list[str]:
     reasons = limits(call)
     if name_of(call.dtype) == "float64" and not interpreted():
         reasons.append("dtype is float64 (needs float32, bfloat16, float16)")
+    return reasons
+
+
+def _in_registers(call: Call) -> list[str]:
+    """Return why a kernel that holds whole rows of queries or keys in registers cannot serve a call."""
+    reasons = limits(call)
+    if (head_dim := call.tensors["q"].shape[3]) > 1024:
+        reasons.append(f"head_dim is {head_dim} (needs 1024 at most)")
     return reasons
 
 
@@ -37,5 +45,23 @@ PREFIX_ATTENTION = KernelSpec(
     priority=20,
     form="chunked",
     limits=_no_float64,
+    interpreted=INTERPRETED,
+)
+ADDITIVE_ATTENTION_SCORES = KernelSpec(
+    "additive_attention_scores",
+    "triton",
+    "polyhead_kernels.additive_attention_scores:additive_attention_scores",
+    priority=20,
+    form="tiled",
+    limits=_in_registers,
+    interpreted=INTERPRETED,
+)
+POINTER_NLL = KernelSpec(
+    "pointer_nll",
+    "triton",
+    "polyhead_kernels.pointer_nll:pointer_nll",
+    priority=20,
+    form="tiled",
+    limits=_in_registers,
     interpreted=INTERPRETED,
 )

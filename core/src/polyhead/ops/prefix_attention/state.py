@@ -11,7 +11,7 @@ from torch import Tensor
 from polyhead.errors import DtypeError, ShapeError
 from polyhead.ops.call import name_of
 
-__all__ = ["PrefixState", "check_key_mask", "checked_state", "empty_state", "wide_dtype"]
+__all__ = ["PrefixState", "check_key_mask", "checked_state", "empty_state", "log_sums", "wide_dtype"]
 
 
 class PrefixState(NamedTuple):
@@ -43,6 +43,23 @@ def empty_state(
         torch.zeros(batch, heads, dtype=dtype, device=device),
         torch.zeros(batch, heads, value_dim, dtype=dtype, device=device),
     )
+
+
+def log_sums(logits: Tensor, m: Tensor, u: Tensor) -> Tensor:
+    """Return the log weight of a state's w, which is m, then the log denominator of every prefix.
+
+    Args:
+        logits: shape (..., S), −∞ where a key is masked.
+        m: of the initial state, shape (...).
+        u: of the initial state, shape (...).
+
+    Returns:
+        Shape (..., S + 1), float64.
+    """
+    start = m.double()
+    sums = torch.cat([(start + u.double().log()).unsqueeze(-1), logits], -1).logcumsumexp(-1)
+    sums[..., 0] = start
+    return sums
 
 
 def checked_state(state: PrefixState | Sequence[Tensor], like: Tensor) -> PrefixState:

@@ -15,7 +15,7 @@ from polyhead.ops.chunks import Piece, Workspace, pieces
 from polyhead.ops.decay_attention.strands import Slice, dense_strands
 from polyhead.ops.library import register
 from polyhead.ops.prefix_attention.gradients import BACKWARD, FORWARD, differentiable
-from polyhead.ops.prefix_attention.state import wide_dtype
+from polyhead.ops.prefix_attention.state import log_sums, wide_dtype
 
 __all__ = ["prefix_attention"]
 
@@ -112,7 +112,7 @@ def _run_forward(
         scores = strand.place(logits)
         _logits(strand.place_state(q), strand.read(k), hidden, scale, scores, workspace)
         largest, total, carry = (strand.place_state(x) for x in (last_m, last_u, last_w))
-        marks = _marks(scores, largest, total)
+        marks = log_sums(scores, largest, total)
         strand.place(sums).copy_(marks[:, 1:])
         rows = strand.place(output), carry, strand.place_state(means)
         _forward_rows(strand.read(v), hidden, scores, marks, rows, workspace, exact)
@@ -137,14 +137,6 @@ def _logits(q: Tensor, k: Tensor, hidden: Tensor | None, scale: float, logits: T
             logits[piece.rows, piece.tokens] = products.sum(-1).mul_(scale).flatten(1)
     if hidden is not None:
         logits.masked_fill_(hidden, -torch.inf)
-
-
-def _marks(logits: Tensor, m: Tensor, u: Tensor) -> Tensor:
-    """Return the log weight of the initial state, then the log denominator of every prefix, float64."""
-    start = m.double()
-    sums = torch.cat([(start + u.double().log()).unsqueeze(1), logits], 1).logcumsumexp(1)
-    sums[:, 0] = start
-    return sums
 
 
 def _forward_rows(
