@@ -10,12 +10,16 @@ from polyhead.manifest import Plugin, resolve
 __all__ = ["KERNELS", "PROGRAMS", "polyhead_compile_kernels", "polyhead_plugin", "polyhead_register_kernels"]
 
 KERNELS: tuple[str, ...] = (
+    "polyhead_kernels.specs:ADDITIVE_ATTENTION_SCORES",
     "polyhead_kernels.specs:DECAY_ATTENTION",
+    "polyhead_kernels.specs:POINTER_NLL",
     "polyhead_kernels.specs:PREFIX_ATTENTION",
 )
 """``"module:attribute"`` of every kernel's ``polyhead.ops.KernelSpec``."""
 PROGRAMS: tuple[str, ...] = (
+    "polyhead_kernels.additive_attention_scores:PROGRAMS",
     "polyhead_kernels.decay_attention:PROGRAMS",
+    "polyhead_kernels.pointer_nll:PROGRAMS",
     "polyhead_kernels.prefix_attention:PROGRAMS",
 )
 """``"module:attribute"`` of every module's tuple of ``polyhead_kernels.programs.Program``, one file an operator."""
