@@ -24,13 +24,12 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("dtype", INTERPRETED)
-def test_keeps_the_contract(dtype: str) -> None:
+def test_keeps_the_contract() -> None:
     def small(call: Call) -> list[str]:
         rows, heads, length, _ = call.tensors["k"].shape
         return ["takes seconds"] if rows * heads * length > 140 else []
 
-    check_kernel("prefix_attention", replace(PREFIX_ATTENTION, limits=small), dtypes=[dtype], traced=False)
+    check_kernel("prefix_attention", replace(PREFIX_ATTENTION, limits=small), dtypes=["float64"], traced=False)
 
 
 @pytest.mark.slow

@@ -35,8 +35,8 @@ def _configs(half: int, single: int) -> dict[str, tuple[Config, ...]]:
     # All configurations of a dtype share the chunk, which is also the distance of the means that are kept.
     return {
         "default": (config(_HALF, half), config(_HALF, half, 8), config(_SINGLE, single), config(_SINGLE, single, 8)),
-        # It keeps masks in scalar registers, which wider tiles spill.
-        "gfx942": (config(_HALF, 32), config(_HALF, 32, 8), config(_SINGLE, single), config(_SINGLE, single, 8)),
+        # It keeps masks in scalar registers, which wider tiles, or fewer warps, spill.
+        "gfx942": (config(_HALF, 32, 8), config(_HALF, 32), config(_SINGLE, single), config(_SINGLE, single, 8)),
         "interpret": (Config({"CHUNK": 32, "BLOCK_D": 16, "BLOCK_V": 16}),),
     }
 

@@ -53,7 +53,7 @@ def _weights(tokens, prefixes, CHUNK: tl.constexpr):
     """Return what token j weighs in the prefix of token i, (CHUNK, CHUNK); 0 for j > i."""
     place = tl.arange(0, CHUNK)
     seen = place[:, None] >= place[None, :]
-    return tl.where(seen, tl.exp(tl.where(seen, tokens[None, :] - prefixes[:, None], 0)), 0)
+    return tl.exp(tl.where(seen, tokens[None, :] - prefixes[:, None], float("-inf")))
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def _weights_transposed(tokens, prefixes, CHUNK: tl.constexpr):
     """Return the transpose of ``_weights``."""
     place = tl.arange(0, CHUNK)
     seen = place[:, None] <= place[None, :]
-    return tl.where(seen, tl.exp(tl.where(seen, tokens[:, None] - prefixes[None, :], 0)), 0)
+    return tl.exp(tl.where(seen, tokens[:, None] - prefixes[None, :], float("-inf")))
 
 
 @triton.jit(do_not_specialize=["k_batch", "k_head", "k_token", "heads", "length"])
