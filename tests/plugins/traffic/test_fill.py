@@ -18,7 +18,7 @@ from polyhead_apps.shell import main
 from polyhead_traffic import gaps
 from polyhead_traffic.app import app
 from polyhead_traffic.data import SensorData
-from polyhead_traffic.fill import write_filled
+from polyhead_traffic.fill import _errors_of_hidden, write_filled
 from polyhead_traffic.formats import open_folder
 from polyhead_traffic.gaps import by_forecast, by_interpolation, by_usual_day, hide
 from polyhead_traffic.settings import ForecastTaskSettings, SensorSettings
@@ -191,6 +191,12 @@ def test_what_is_missing_is_asked_for(readings: tuple[Path, SensorData], capsys:
     assert _call(capsys, "fill", "--data", str(path), "--out", "whole")[0] == 0
     assert _call(capsys, "fill", "--data", str(path), "--out", "whole")[0] == 1
     assert _call(capsys, "fill", "--data", str(path), "--out", "whole", "--force")[0] == 0
+
+
+def test_without_readings_to_hide_there_is_no_figure(network: Network) -> None:
+    data = network(days=9)
+    data = _without(data, *((slice(data.train_rows, None), sensor) for sensor in range(4)))
+    assert _errors_of_hidden(data, lambda part: {"interpolation": by_interpolation(part)}) == {}
 
 
 def test_a_series_without_gaps_is_written_as_it_is(network: Network, tmp_path: Path) -> None:

@@ -84,9 +84,10 @@ def fill(
         return found
 
     errors = _errors_of_hidden(opened, candidates)
-    without_model = min(("interpolation", "usual"), key=lambda name: errors[name])
-    chosen = min(errors, key=lambda name: errors[name]) if method == "auto" else method
     made = candidates(opened)
+    # Where nothing could be hidden, all are alike and the first one is taken.
+    without_model = min(("interpolation", "usual"), key=lambda name: errors.get(name, 0.0))
+    chosen = min(made, key=lambda name: errors.get(name, 0.0)) if method == "auto" else method
     reached = np.isfinite(made[chosen])
     filled = np.where(reached, made[chosen], made[without_model])
     marks = np.where(opened.mask, "", np.where(reached, chosen, without_model))
@@ -95,7 +96,7 @@ def fill(
         "method": chosen,
         "missing": int((~opened.mask).sum()),
         "missing_percent": round(100 * float((~opened.mask).mean()), 3),
-        "filled_by": {name: int((marks == name).sum()) for name in errors},
+        "filled_by": {name: int((marks == name).sum()) for name in made},
         "gaps_in_time_left": len(opened.breaks),
         "mae_of_hidden_readings": errors,
     }
@@ -110,7 +111,7 @@ def fill(
         console.table(["filled by", f"MAE of hidden readings{unit}"], [[*item] for item in errors.items()])
         console.result(
             f"{int(np.sum(~opened.mask)):,} readings were missing ({document['missing_percent']} %). Filled by "
-            + ", ".join(f"{name}: {int(np.sum(marks == name)):,}" for name in errors)
+            + ", ".join(f"{name}: {int(np.sum(marks == name)):,}" for name in made)
             + "."
         )
     if opened.breaks:
@@ -149,13 +150,16 @@ def write_filled(data: SensorData, filled: NDArray[np.float32], marks: NDArray[A
 
 
 def _errors_of_hidden(data: SensorData, candidates: Any) -> dict[str, float]:
-    """Return the mean absolute error of each method on readings that were hidden from it, all on the same ones."""
+    """Return the mean absolute error of each method on readings that were hidden from it, all on the same ones.
+
+    Nothing, if no observed reading after the training rows is reached by all of them.
+    """
     from polyhead_traffic.gaps import hide
 
     without, hidden = hide(data)
     found = candidates(without)
     hidden &= np.all([np.isfinite(made) for made in found.values()], axis=0)
     if not hidden.any():
-        return dict.fromkeys(found, 0.0)
+        return {}
     truth = data.values[hidden].astype(np.float64)
     return {name: float(np.abs(made[hidden] - truth).mean()) for name, made in found.items()}
