@@ -59,7 +59,7 @@ def absent(spec: OperatorSpec) -> list[str]:
 def break_kernels(
     spec: OperatorSpec, kernels: Sequence[KernelSpec], dtype: str = "float32", device: str = "cpu"
 ) -> list[Broken]:
-    """Run each kernel with each fault on the operator's cases until one notices."""
+    """Run each kernel with each fault on the operator's cases, the small ones first, until one notices."""
     faults = faults_of(spec)
     results = [Broken(spec.name, k.name, k.form, fault, dtype) for k in kernels for fault in faults]
     waiting = {
@@ -68,10 +68,10 @@ def break_kernels(
         for result in results
         if result.kernel == kernel.name
     }
-    for case in spec.cases():
+    drawn = [(case, draw(case, dtype, device)) for case in spec.cases()]
+    for case, inputs in sorted(drawn, key=lambda pair: sum(x.numel() for x in pair[1].tensors.values())):
         if not waiting:
             break
-        inputs = draw(case, dtype, device)
         call = call_of(spec, inputs)
         budget = None
         for key, (result, kernel) in list(waiting.items()):
