@@ -31,9 +31,9 @@ _CHUNK_INTERPRETED = 64
 _HALF, _SINGLE = ("bfloat16", "float16"), ("float32",)
 
 
-def _config(dtypes: tuple[str, ...], block_d: int, block_v: int, warps: int = 4) -> Config:
+def _config(dtypes: tuple[str, ...], block_d: int, block_v: int, warps: int = 4, stages: int = 2) -> Config:
     constants = {"CHUNK": CHUNKS[dtypes[0]], "BLOCK_D": block_d, "BLOCK_V": block_v}
-    return Config(constants, warps=warps, dtypes=dtypes)
+    return Config(constants, warps=warps, stages=stages, dtypes=dtypes)
 
 
 # Chosen so that nothing spills: float16 is widened in products with states, and gfx942 keeps masks in scalar registers.
@@ -41,6 +41,7 @@ def _config(dtypes: tuple[str, ...], block_d: int, block_v: int, warps: int = 4)
 _INTERPRET = (Config({"CHUNK": _CHUNK_INTERPRETED, "BLOCK_D": 16, "BLOCK_V": 16}),)
 _WALK = {
     "default": (_config(_HALF, 64, 32), _config(_HALF, 32, 32), _config(_SINGLE, 64, 32, 8), _config(_SINGLE, 32, 32)),
+    "sm_100": (_config(_HALF, 64, 32), _config(_HALF, 32, 32), _config(_SINGLE, 64, 32, 8, stages=1)),
     "gfx942": (_config(_HALF, 32, 32), _config(_SINGLE, 32, 32)),
     "interpret": _INTERPRET,
 }
