@@ -78,9 +78,9 @@ def prefix_attention(
 
     >>> import torch
     >>> q, k = torch.zeros(1, 2), torch.ones(1, 1, 4, 2)
-    >>> v = torch.tensor([1.0, 3.0, 5.0, 7.0]).reshape(1, 1, 4, 1)
+    >>> v = torch.tensor([1.0, 2.0, 4.0, 8.0]).reshape(1, 1, 4, 1)
     >>> prefix_attention(q, k, v).output.flatten()
-    tensor([1., 2., 3., 4.])
+    tensor([1.0000, 1.5000, 2.3333, 3.7500])
     """
     q, k, v = autocasted(q, k, v)
     check_ndim(4, "(batch, heads, seq, head_dim)", k=k, v=v)
