@@ -12,6 +12,7 @@ __all__ = ["KERNELS", "PROGRAMS", "polyhead_compile_kernels", "polyhead_plugin",
 KERNELS: tuple[str, ...] = (
     "polyhead_kernels.specs:ADDITIVE_ATTENTION_SCORES",
     "polyhead_kernels.specs:DECAY_ATTENTION",
+    "polyhead_kernels.specs:DEFORMABLE_ATTENTION",
     "polyhead_kernels.specs:POINTER_NLL",
     "polyhead_kernels.specs:PREFIX_ATTENTION",
 )
@@ -19,6 +20,7 @@ KERNELS: tuple[str, ...] = (
 PROGRAMS: tuple[str, ...] = (
     "polyhead_kernels.additive_attention_scores:PROGRAMS",
     "polyhead_kernels.decay_attention:PROGRAMS",
+    "polyhead_kernels.deformable_attention:PROGRAMS",
     "polyhead_kernels.pointer_nll:PROGRAMS",
     "polyhead_kernels.prefix_attention:PROGRAMS",
 )

@@ -10,7 +10,7 @@ from polyhead.ops import Call, KernelSpec
 from polyhead.ops.call import name_of
 from polyhead_kernels.programs import INTERPRETED, interpreted, limits
 
-__all__ = ["ADDITIVE_ATTENTION_SCORES", "DECAY_ATTENTION", "POINTER_NLL", "PREFIX_ATTENTION"]
+__all__ = ["ADDITIVE_ATTENTION_SCORES", "DECAY_ATTENTION", "DEFORMABLE_ATTENTION", "POINTER_NLL", "PREFIX_ATTENTION"]
 
 
 def _no_float64(call: Call) -> list[str]:
@@ -29,6 +29,14 @@ def _in_registers(call: Call) -> list[str]:
     return reasons
 
 
+def _narrow(call: Call) -> list[str]:
+    """Return why a kernel that holds whole rows of value in registers cannot serve a call."""
+    reasons = limits(call)
+    if (head_dim := call.tensors["value"].shape[3]) > 256:
+        reasons.append(f"head_dim is {head_dim} (needs 256 at most)")
+    return reasons
+
+
 DECAY_ATTENTION = KernelSpec(
     "decay_attention",
     "triton",
@@ -36,6 +44,15 @@ DECAY_ATTENTION = KernelSpec(
     priority=20,
     form="chunked",
     limits=_no_float64,
+    interpreted=INTERPRETED,
+)
+DEFORMABLE_ATTENTION = KernelSpec(
+    "deformable_attention",
+    "triton",
+    "polyhead_kernels.deformable_attention:deformable_attention",
+    priority=20,
+    form="gathered",
+    limits=_narrow,
     interpreted=INTERPRETED,
 )
 PREFIX_ATTENTION = KernelSpec(

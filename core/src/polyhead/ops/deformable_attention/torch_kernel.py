@@ -24,7 +24,7 @@ from polyhead.ops.deformable_attention.gradients import (
 from polyhead.ops.deformable_attention.windows import Rows, Window, Windows, wide_of
 from polyhead.ops.library import register
 
-__all__ = ["deformable_attention"]
+__all__ = ["deformable_attention", "value_gradients"]
 
 SAMPLES = {"cpu": 2**16}
 """Samples at once by device type: what they need stays in the cache of a processor, and is enough for its threads."""
@@ -120,7 +120,7 @@ def _run_backward(
     if sample_grad:
         _sample_gradients(grad_output, value, locations, weights, sizes, dlocations, dweights)
     if value_grad:
-        _value_gradients(grad_output, locations, weights, sizes, dvalue)
+        value_gradients(grad_output, locations, weights, sizes, dvalue)
     return gradients
 
 
@@ -190,9 +190,12 @@ def _contract(
     by_location.mul_(scale.unsqueeze(1))
 
 
-def _value_gradients(grad_output: Tensor, locations: Tensor, weights: Tensor, sizes: list[int], dvalue: Tensor) -> None:
-    """Write the gradient of value, head by head."""
+def value_gradients(grad_output: Tensor, locations: Tensor, weights: Tensor, sizes: list[int], dvalue: Tensor) -> None:
+    """Write the gradient of value, head by head, the same bit by bit each time."""
     _, heads, pixels, dim = dvalue.shape
+    if _is_empty(dvalue, locations):
+        dvalue.zero_()
+        return
     wide = wide_of(dvalue.dtype)
     samples = locations.shape[3] * locations.shape[4]
     windows = Windows(sizes, locations.shape[4], (pixels, 0, 1), dvalue)
