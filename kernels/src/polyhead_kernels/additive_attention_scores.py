@@ -51,13 +51,18 @@ def program(operator: str, name: str, pointers: Mapping[str, str], *, loss: bool
         function=f"polyhead_kernels.additive_attention_scores_programs:{name}",
         signature=signature,
         configs={
-            "default": tuple(
-                Config({"BLOCK": _OWNED // width}, warps=8 if width > 256 else 4, stages=1, only={"BLOCK_D": (width,)})
-                for width in _WIDTHS
-            ),
+            "default": _configs(4),
+            "gfx942": _configs(8),  # a loss's gradients spill registers at four
             "interpret": (Config({"BLOCK": _INTERPRETED}),),
         },
         variants=(plain, everything),
+    )
+
+
+def _configs(warps: int) -> tuple[Config, ...]:
+    return tuple(
+        Config({"BLOCK": _OWNED // width}, warps=8 if width > 256 else warps, stages=1, only={"BLOCK_D": (width,)})
+        for width in _WIDTHS
     )
 
 

@@ -30,8 +30,8 @@ __all__ = ["PROGRAMS", "deformable_attention"]
 
 WIDTHS = (16, 32, 64, 128, 256)
 """Powers of two that hold a head_dim."""
-TILE = 1024
-"""Numbers of a block of queries: eight for each thread of four warps."""
+TILE = 512
+"""Numbers of a block of queries: four for each thread of four warps. Twice as many spill registers on some devices."""
 
 _CONFIGS: Mapping[str, tuple[Config, ...]] = {
     "default": tuple(
