@@ -42,10 +42,6 @@ def main() -> int:
     coverage = [run.document["metrics"]["coverage_80"] for run in fits]
     claims = [
         runs.claim("windows that cross the night", crossing, 0),
-        *(
-            runs.claim(f"GMAN's mean {name} is not above the best baseline's", table["gman"][name]["mean"], best[name])
-            for name in STEPS
-        ),
         runs.claim(
             "80 % intervals cover 75 to 85 % of the test readings (largest deviation from 80)",
             max(abs(share - 80) for share in coverage),
@@ -60,6 +56,7 @@ def main() -> int:
             "seeds": runs.SEEDS,
             "options": OPTIONS,
             "table": table,
+            "against_best_baseline": {name: table["gman"][name]["mean"] / best[name] for name in STEPS},
             "cost": runs.cost(fits),
             "coverage_80": coverage,
             "claims": claims,
