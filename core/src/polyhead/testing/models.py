@@ -243,7 +243,7 @@ def _check_rows(
     atol: float,
 ) -> None:
     with report.check("a batch equals its rows one by one", "style.md, contracts every operator keeps"):
-        sizes = {first_axis(leaf) for _, leaf in leaves(inputs) if isinstance(leaf, Tensor)}
+        sizes = {first_axis(entry) for entry in _entries(inputs) if isinstance(entry, Tensor | list)}
         if len(sizes) != 1 or (size := sizes.pop()) is None or size < 2:
             raise RuleError("the inputs have no common first axis of at least 2 rows. Give such inputs.")
         for row in range(size):
@@ -252,6 +252,15 @@ def _check_rows(
                 raise RuleError(
                     f"row {row}: {text}. Normalise, pad and attend within a row only, or independent=False."
                 )
+
+
+def _entries(value: Any) -> Iterator[Any]:
+    """Yield what has the batch as its first axis: tensors, and lists with an item for each row."""
+    if isinstance(value, Mapping | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _entries(item)
+    else:
+        yield value
 
 
 def _check_float64(

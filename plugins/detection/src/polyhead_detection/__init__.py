@@ -1,0 +1,1 @@
+"""Object detection for Polyhead: Focus-DETR and DINO."""
