@@ -11,7 +11,7 @@ import pytest
 
 BROKEN = Path(__file__).parent / "broken_plugin"
 NAMED = (
-    "Plugin \"gaze\" (polyhead-broken 0.3.0) failed to load: No module named 'no_such_backbones'  "
+    "Plugin \"squint\" (polyhead-broken 0.3.0) failed to load: No module named 'no_such_backbones'  "
     "pip install 'polyhead-broken[backbones]'",
     'Plugin "leaver" (polyhead-broken 0.3.0) failed to load: usage: leaver FILE',
 )
@@ -48,7 +48,7 @@ def run(python: Path) -> Run:
 
 
 def test_each_is_named_with_its_mend_and_the_others_load(run: Run) -> None:
-    names, *failures = run(LIST, POLYHEAD_PLUGINS="traffic,gaze,leaver").stdout.splitlines()
+    names, *failures = run(LIST, POLYHEAD_PLUGINS="traffic,squint,leaver").stdout.splitlines()
     assert names == "traffic"
     assert tuple(failures) == NAMED
 
@@ -65,14 +65,14 @@ def test_of_two_owners_of_a_name_the_first_is_kept_and_both_are_named(run: Run) 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("fit", "--help"), ("models",)], ids=" ".join)
 def test_the_apps_work(run: Run, arguments: tuple[str, ...]) -> None:
-    done = run(APP, *arguments, POLYHEAD_PLUGINS="traffic,gaze,leaver")
+    done = run(APP, *arguments, POLYHEAD_PLUGINS="traffic,squint,leaver")
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert done.stderr.endswith("torch: False\n")
 
 
 def test_the_umbrella_command_names_them(run: Run) -> None:
-    done = run(UMBRELLA, "plugins", POLYHEAD_PLUGINS="traffic,gaze,leaver")
+    done = run(UMBRELLA, "plugins", POLYHEAD_PLUGINS="traffic,squint,leaver")
     said = done.stdout + done.stderr
     assert "traffic" in done.stdout
     for sentence in NAMED:
@@ -81,12 +81,12 @@ def test_the_umbrella_command_names_them(run: Run) -> None:
 
 
 def test_the_kit_names_them(run: Run) -> None:
-    done = run(UMBRELLA, "check-plugin", "gaze", POLYHEAD_PLUGINS="traffic,gaze")
+    done = run(UMBRELLA, "check-plugin", "squint", POLYHEAD_PLUGINS="traffic,squint")
     assert done.returncode == 1
     assert NAMED[0] in done.stderr
 
 
 def test_strict_makes_the_first_an_error(run: Run) -> None:
-    done = run(LIST, POLYHEAD_PLUGINS="traffic,gaze,leaver", POLYHEAD_STRICT_PLUGINS="1")
+    done = run(LIST, POLYHEAD_PLUGINS="traffic,squint,leaver", POLYHEAD_STRICT_PLUGINS="1")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-2] == f"polyhead.errors.PluginError: {NAMED[0]}"

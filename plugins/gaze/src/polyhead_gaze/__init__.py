@@ -1,0 +1,1 @@
+"""Gaze scanpaths over objects: the Object-level Attention Transformer."""
