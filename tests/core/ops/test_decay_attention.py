@@ -279,6 +279,27 @@ def test_autocast_casts_as_for_a_product(kernel: str) -> None:
     assert torch.equal(mixed.output, plain.output)
 
 
+class Layer(torch.nn.Module):
+    """Queries from a layer whose weight requires a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = torch.nn.Linear(4, 4, dtype=torch.float64)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        return decay_attention(self.query(q), k, v, log_decay).output
+
+
+def test_an_exported_program_runs_with_gradients_enabled_and_refuses_them() -> None:
+    inputs = (*qkv(), decays(3))
+    model = Layer()
+    exported = torch.export.export(model, inputs).module()
+    output = exported(*inputs)
+    torch.testing.assert_close(output, model(*inputs))
+    with pytest.raises(KernelError, match="decay_attention_forward has no gradients: an exported program"):
+        output.sum().backward()
+
+
 def test_gradients_of_gradients_are_refused() -> None:
     inputs = [x.requires_grad_() for x in (*qkv(), decays(3))]
     (first, *_) = torch.autograd.grad(decay_attention(*inputs).output.square().sum(), inputs, create_graph=True)

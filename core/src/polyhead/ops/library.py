@@ -13,6 +13,10 @@ from polyhead.errors import KernelError
 __all__ = ["distinct", "register"]
 
 NAMESPACE = "polyhead"
+_BARE = (
+    "torch.ops.polyhead.{name} has no gradients: an exported program computes none. "
+    "Train the model that was exported, or call the operator of polyhead.ops."
+)
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
@@ -28,14 +32,15 @@ def register(
         backward_of: ``"KERNEL of OPERATOR"`` if this computes gradients: a gradient of those is refused with the mend.
 
     Returns:
-        The operator, to be called inside of a ``torch.autograd.Function``.
+        The operator, to be called inside of a ``torch.autograd.Function``. An exported program calls it bare; it runs
+        with gradients enabled, and only asking for them is refused.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
-    if backward_of is not None:
-        torch.library.register_autograd(f"{NAMESPACE}::{name}", _refusal(backward_of), lib=_LIBRARY)
+    refusal = _BARE.format(name=name) if backward_of is None else _second(backward_of)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", _refusing(refusal), lib=_LIBRARY)
     operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return operator
 
@@ -53,13 +58,16 @@ def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if x is None else next(rest) for x in tensors)
 
 
-def _refusal(owner: str) -> Callable[..., NoReturn]:
+def _second(owner: str) -> str:
     kernel, _, operator = owner.partition(" of ")
+    return (
+        f'Kernel "{kernel}" of {operator} has no gradients of gradients. '
+        f'Run the forward pass under polyhead.use_kernel({operator}="reference").'
+    )
 
+
+def _refusing(text: str) -> Callable[..., NoReturn]:
     def refuse(_ctx: Any, *_gradients: Any) -> NoReturn:
-        raise KernelError(
-            f'Kernel "{kernel}" of {operator} has no gradients of gradients. '
-            f'Run the forward pass under polyhead.use_kernel({operator}="reference").'
-        )
+        raise KernelError(text)
 
     return refuse
