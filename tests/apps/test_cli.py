@@ -52,6 +52,7 @@ def test_plugins_as_json_is_one_document(fresh: Callable[..., Any]) -> None:
             "models": ["line", "bent"],
             "datasets": ["toy-lines", "points"],
             "tasks": ["line-fit", "sign"],
+            "mixers": [],
         }
     ]
     assert [failure["name"] for failure in document["failures"]] == ["fakee"]

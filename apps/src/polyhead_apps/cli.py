@@ -37,6 +37,7 @@ kernels = typer.Typer(
 )
 cli.add_typer(kernels, name="kernels")
 
+KINDS = ("apps", "models", "datasets", "tasks", "mixers")
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 
 
@@ -59,7 +60,7 @@ def list_plugins(as_json: AsJson = False) -> None:
     for plugin in manager.plugins:
         entry = _plugin(plugin.name)
         typer.echo(f"{plugin.name}  {plugin.summary}  ({entry['distribution']} {entry['version']})".rstrip())
-        for kind in ("apps", "models", "datasets", "tasks"):
+        for kind in KINDS:
             if entry[kind]:
                 typer.echo(f"  {kind}: {', '.join(entry[kind])}")
     for failure in manager.failures:
@@ -194,7 +195,7 @@ def _say(said: Said, as_json: bool) -> None:
 
 def _plugin(name: str) -> dict[str, Any]:
     plugin, origin = plugins.find_plugin(name), plugins.manager().origin(name)
-    names = {kind: [spec.name for spec in getattr(plugin, kind)] for kind in ("apps", "models", "datasets", "tasks")}
+    names = {kind: [spec.name for spec in getattr(plugin, kind)] for kind in KINDS}
     return {
         "name": name,
         "summary": plugin.summary,
