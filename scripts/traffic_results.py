@@ -136,7 +136,7 @@ def speed(record: Mapping[str, Any]) -> list[str]:
             f"{row['peer_s']:.3g} s",
             f"{row['peer_s'] / row['ours_s']:.2f}",
             _claimed(row, "at_least"),
-            f"{row['memory_ratio']:.2f}",
+            f"{row['memory_ratio']:.2f}" if "memory_ratio" in row else "",
             _claimed(row, "memory_at_most"),
         ]
         for row in record["rows"]
