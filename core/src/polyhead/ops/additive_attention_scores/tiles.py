@@ -114,9 +114,14 @@ class Strip(NamedTuple):
     reach: Reach | None
     workspace: Workspace
 
+    @property
+    def elements(self) -> int:
+        """Numbers in a tile, at most, unless one pair has more."""
+        return _elements(self.q)
+
     def blocks(self) -> Iterator[tuple[slice, Iterator[Tile]]]:
         """Yield blocks of keys, each with its tiles along the queries. Use up the tiles before the next block."""
-        pairs = max(_elements(self.q) // self.q.shape[3], 1)
+        pairs = max(self.elements // self.q.shape[3], 1)
         wide = min(self.keys, max(pairs // min(self.queries, 8), 1))
         high = max(pairs // (wide * self.height), 1)
         for start in range(0, self.keys, wide):
@@ -125,31 +130,32 @@ class Strip(NamedTuple):
 
     def _tiles(self, keys: slice, high: int) -> Iterator[Tile]:
         right = self._side("k", self.k, None if self.reach is None else self.reach.keys, keys)
-        for start in range(0, self.queries, high):
-            queries = slice(start, min(start + high, self.queries))
-            left = self._side("q", self.q, None if self.reach is None else self.reach.queries, queries)
-            yield Tile(
-                self.rows,
-                self.head,
-                queries,
-                keys,
-                self._hidden(left, right),
-                self._allowed(queries, keys),
-                self.weight,
-                self.workspace,
-            )
+        # All queries at once where they are few: what is done to each tile's own costs more calls than arithmetic.
+        span = self.queries if self.height * self.queries * self.q.shape[3] <= self.elements else high
+        for first in range(0, self.queries, span):
+            several = slice(first, min(first + span, self.queries))
+            left = self._side("q", self.q, None if self.reach is None else self.reach.queries, several)
+            for start in range(first, several.stop, high):
+                queries = slice(start, min(start + high, several.stop))
+                hidden = self._hidden(left, slice(queries.start - first, queries.stop - first), right)
+                yield self._tile(queries, keys, hidden)
+
+    def _tile(self, queries: slice, keys: slice, hidden: Tensor) -> Tile:
+        allowed = self._allowed(queries, keys)
+        return Tile(self.rows, self.head, queries, keys, hidden, allowed, self.weight, self.workspace)
 
     def _side(self, name: str, x: Tensor, part: Tensor | None, where: slice) -> _Side:
         if part is not None:
             part = part[self.rows, self.head, where]
         return _Side(x[self.rows, self.head, where], part, name, self.workspace)
 
-    def _hidden(self, q: _Side, k: _Side) -> Tensor:
-        height, queries, head_dim = q.doubled.shape
+    def _hidden(self, q: _Side, which: slice, k: _Side) -> Tensor:
+        doubled = q.doubled[:, which]
+        height, queries, head_dim = doubled.shape
         keys = k.doubled.shape[1]
         out = self.workspace.take("hidden", height, queries, keys, head_dim)
         if out.device.type != "cpu":
-            return torch.add(q.doubled.unsqueeze(2), k.doubled.unsqueeze(1), out=out).mul_(0.5).tanh_()
+            return torch.add(doubled.unsqueeze(2), k.doubled.unsqueeze(1), out=out).mul_(0.5).tanh_()
         minus_one = out.new_full((head_dim,), -1.0)
         # A comparison with NaN is false; below, NaN and Inf stay with the pairs that have them.
         if (
@@ -157,9 +163,9 @@ class Strip(NamedTuple):
             and min(q.largest(), k.largest()) <= RANGES[out.dtype].safe
             and q.largest() + k.largest() < torch.inf
         ):
-            torch.addcmul(out.new_ones(()), q.factor().unsqueeze(2), k.factor().unsqueeze(1), out=out)
+            torch.addcmul(out.new_ones(()), q.factor()[:, which].unsqueeze(2), k.factor().unsqueeze(1), out=out)
             return torch.addcdiv(minus_one, out.new_full((), 2.0), out, out=out)
-        torch.add(q.doubled.unsqueeze(2), k.doubled.unsqueeze(1), out=out).sigmoid_()  # five times as fast as tanh_
+        torch.add(doubled.unsqueeze(2), k.doubled.unsqueeze(1), out=out).sigmoid_()  # five times as fast as tanh_
         return torch.add(minus_one, out, alpha=2, out=out)
 
     def _allowed(self, queries: slice, keys: slice) -> Tensor | None:

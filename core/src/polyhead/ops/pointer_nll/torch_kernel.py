@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from polyhead.ops.additive_attention_scores.masks import reach
-from polyhead.ops.additive_attention_scores.tiles import Tile, backward, strips, wide_dtype
+from polyhead.ops.additive_attention_scores.tiles import Strip, Tile, backward, strips, wide_dtype
 from polyhead.ops.pointer_nll.gradients import differentiable
 
 __all__ = ["pointer_nll"]
@@ -17,6 +19,19 @@ def _logits(tile: Tile, clip: float | None) -> Tensor:
     if clip is not None:
         values.tanh_().mul_(clip)
     return values if tile.allowed is None else values.masked_fill_(~tile.allowed, -torch.inf)
+
+
+def _blocks(strip: Strip, clip: float | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield queries, keys and their logits: several tiles together where their logits are as few as one's numbers."""
+    for keys, tiles in strip.blocks():
+        width = keys.stop - keys.start
+        if strip.height * strip.queries * width > strip.elements:
+            yield from ((tile.queries, keys, _logits(tile, clip)) for tile in tiles)
+            continue
+        values = strip.workspace.take("block", strip.height, strip.queries, width)
+        for tile in tiles:
+            values[:, tile.queries] = _logits(tile, clip)
+        yield slice(0, strip.queries), keys, values
 
 
 def _run_forward(
@@ -34,15 +49,13 @@ def _run_forward(
     total = torch.full(q.shape[:3], -torch.inf, dtype=wide_dtype(q.dtype), device=q.device)
     chosen = total.clone()
     for strip in strips(q, k, weight, part):
-        for keys, tiles in strip.blocks():
-            for tile in tiles:
-                values = _logits(tile, clip)
-                where = (tile.rows, tile.head, tile.queries)
-                total[where] = torch.logaddexp(total[where], values.logsumexp(2))
-                at = targets[where] - keys.start
-                inside = (at >= 0) & (at < values.shape[2])
-                found = values.gather(2, at.clamp(0, values.shape[2] - 1).unsqueeze(2)).squeeze(2)
-                chosen[where] = torch.where(inside, found, chosen[where])
+        for queries, keys, values in _blocks(strip, clip):
+            where = (strip.rows, strip.head, queries)
+            total[where] = torch.logaddexp(total[where], values.logsumexp(2))
+            at = targets[where] - keys.start
+            inside = (at >= 0) & (at < values.shape[2])
+            found = values.gather(2, at.clamp(0, values.shape[2] - 1).unsqueeze(2)).squeeze(2)
+            chosen[where] = torch.where(inside, found, chosen[where])
     total.masked_fill_(chosen == -torch.inf, torch.inf)  # the loss of what is impossible, and no gradient
     nll = (total - chosen).to(q.dtype)
     empty = torch.full_like(total, k.shape[2] == 0, dtype=torch.bool) if part is None else ~part.queries
