@@ -70,13 +70,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: it is not there, damaged, or holds other things than tensors.
     """
     import pickle
+    import warnings
 
     import torch
 
     from polyhead.errors import CheckpointError
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols; what cannot be read is refused below
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not there.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -119,7 +119,7 @@ class PictureSource:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PictureData:
     """Pictures in a folder; implements ``polyhead.protocols.Data``."""
 

@@ -41,7 +41,7 @@ class BoxCheck:
         clipped = np.concatenate([inside_low, inside_high - inside_low], 1)
         finite = np.isfinite(boxes).all(1)
         beyond: NDArray[np.bool_] = np.asarray(finite & (np.maximum(-low, high - limits).max(1, initial=0) > SLACK))
-        flat: NDArray[np.bool_] = (boxes[:, 2:] <= 0).any(1) | (clipped[:, 2:] <= 0).any(1) | ~finite
+        flat: NDArray[np.bool_] = np.asarray((boxes[:, 2:] <= 0).any(1) | (clipped[:, 2:] <= 0).any(1) | ~finite)
         for place in np.flatnonzero(beyond | flat).tolist():
             box = ", ".join(f"{value:g}" for value in boxes[place])
             what = "has no size" if flat[place] else f"reaches out of the picture ({size[1]} × {size[0]})"
