@@ -1,0 +1,1 @@
+"""Pointer Networks for tours, hulls and triangulations."""
