@@ -262,7 +262,12 @@ def test_j_the_encoders_work_is_linear_in_its_tokens() -> None:
 
 def test_switches_change_what_they_name() -> None:
     images = _images((40, 56))
-    base = _model()(images)
+    plain = _model()
+    assert plain.selector is not None
+    assert plain.selector.alpha is not None
+    with torch.no_grad():
+        plain.selector.alpha.fill_(1.0)
+    base = plain(images)
     changes: tuple[dict[str, Any], ...] = (
         {"fine_score": "foreground"},
         {"fine_tokens": 0},
@@ -274,7 +279,7 @@ def test_switches_change_what_they_name() -> None:
     )
     for changed in changes:
         model = _model(dataclasses.replace(FOCUS, **changed))
-        model.load_state_dict(_model().state_dict(), strict=False)
+        model.load_state_dict(plain.state_dict(), strict=False)
         found = model(images)
         same = [_close(found.logits, base.logits), _close(found.foreground, base.foreground)]
         assert not all(same), changed
