@@ -24,8 +24,8 @@ class ForegroundSelector(nn.Module):
 
     .. math:: S_L = f(t_L), \qquad S_l = f\big(t_l \cdot (1 + \alpha_l \, \text{up}(S_{l+1}))\big)
 
-    where f, shared by all levels, sees the token and the mean of its map, and ``up`` is bilinear. As published, f begins
-    with a layer norm, which takes the size of a token away: what is left of the modulation is its sign, where
+    where f, shared by all levels, sees the token and the mean of its map, and ``up`` is bilinear. As published, f
+    begins with a layer norm, which takes the size of a token away: what is left of the modulation is its sign, where
     :math:`\alpha_l \, \text{up}(S_{l+1}) < -1`.
 
     Source: Zheng et al. 2023, arXiv:2307.12612, sec. 3.2. Differs: the last bias begins at −log 99, which spares the
