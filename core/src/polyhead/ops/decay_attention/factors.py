@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -66,9 +66,16 @@ class ConstantDecay:
         """Take log decays (H,), each row's head, the factors' dtype, and where the gradient (H,) is added, or None."""
         self.steps, self.heads, self.scale, self.dtype, self.grad = log_decay.double(), heads, scale, dtype, grad
         self._tables: dict[tuple[int, int], Factors] = {}
+        self._last: tuple[Any, Factors] | None = None
 
     def factors(self, piece: Piece) -> Factors:
-        """Return the factors of a piece."""
+        """Return the factors of a piece; most pieces have those of the piece before."""
+        asked = (piece.rows.start, piece.rows.stop, piece.chunks, piece.size)
+        if self._last is None or self._last[0] != asked:
+            self._last = (asked, self._pick(piece))
+        return self._last[1]
+
+    def _pick(self, piece: Piece) -> Factors:
         key = (piece.chunks, piece.size)
         if key not in self._tables:
             steps = self.steps[:, None].expand(-1, piece.size)
