@@ -69,7 +69,7 @@ def _bins(scenes: Scenes, current: Ints) -> Ints:
 
 
 class RuleViewer:
-    """A viewer who chooses by a rule and stops with one probability on the target and another elsewhere."""
+    """A viewer who chooses by a rule, and stops with a probability that the target may change."""
 
     def __init__(self, rule: Rule, stop: tuple[float, float], *, most: int, samples: int) -> None:
         """Make a viewer.
@@ -231,8 +231,8 @@ def _weights(choices: Sequence[tuple[Floats, Ints]]) -> Floats:
     return np.maximum(weights, 1e-9)
 
 
-def _stops(batches: Sequence[tuple[Scenes, Ints]]) -> tuple[float, float]:
-    """Return how often viewers stop elsewhere, and on the target."""
+def _stops(batches: Sequence[tuple[Scenes, Ints]]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return how often viewers stop wherever they are, and how often elsewhere and on the target."""
     stops, chances = np.ones(2) * 0.5, np.ones(2)
     for scenes, human in batches:
         on = human == scenes.target[:, None]
@@ -241,18 +241,21 @@ def _stops(batches: Sequence[tuple[Scenes, Ints]]) -> tuple[float, float]:
         for kind, where in enumerate((real & ~on, real & on)):
             chances[kind] += where.sum()
             stops[kind] += (last == bool(kind)).sum()
-    share = stops / chances
-    return float(share[0]), float(share[1])
+    share, any_ = stops / chances, float(stops.sum() / chances.sum())
+    return (any_, any_), (float(share[0]), float(share[1]))
 
 
 def baselines(data: Any, *, most: int, samples: int, batch_size: int = 256) -> dict[str, Any]:
-    """Return the baselines by name, fitted on the training split; see `other_viewers` for the last one."""
+    """Return the baselines by name, fitted on the training split; see `other_viewers` for the last one.
+
+    All but one stop at a constant rate. The one that knows the target has a rate of its own there: more than distances.
+    """
     source = data.source("train")
     batches = []
     for begin in range(0, len(source), batch_size):
         batch = source.fetch(range(begin, min(begin + batch_size, len(source))), seed=0, epoch=0)
         batches.append((Scenes(batch), np.asarray(batch["fixations"])))
-    stop = _stops(batches)
+    stop, knowing = _stops(batches)
     options: dict[str, Any] = {"most": most, "samples": samples}
 
     def best(make: Callable[[float], Rule], values: Sequence[float]) -> Rule:
@@ -269,7 +272,9 @@ def baselines(data: Any, *, most: int, samples: int, batch_size: int = 256) -> d
     }
     if batches[0][0].looks is not None:
         found["appearance"] = RuleViewer(best(appearance, STEEPNESS), stop, **options)
-    found["distance-Markov"] = RuleViewer(distance_markov(*_fit_distances(batches)), stop, **options)
+    markov = distance_markov(*_fit_distances(batches))
+    found["distance-Markov"] = RuleViewer(markov, stop, **options)
+    found["distance-Markov, knows the target"] = RuleViewer(markov, knowing, **options)
     if others := other_viewers(data):
         found["other viewers"] = others
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyhead.errors import ConfigError, ShapeError
@@ -27,7 +28,8 @@ class OATConfig:
     """Sizes and switches of `OAT`; the defaults differ from the publication where `release` says so."""
 
     appearance: Literal["none", "features", "crops"] = "none"
-    """What is seen of an object: nothing but its place, a vector that comes with the data, or a crop of the image."""
+    """What is seen of an object: nothing but its place, a vector that comes with the data, or a crop of the image.
+    Vectors are brought to the same length."""
     features: int = 0
     """Length of that vector."""
     crop_height: int = 150
@@ -279,6 +281,9 @@ class OAT(Pretrained, nn.Module):
         if appearance.is_floating_point():
             shape = (*objects.shape, *(1,) * (appearance.ndim - 2))
             appearance = appearance.masked_fill(~objects.view(shape), 0).to(place.dtype)
+        if self.config.appearance == "features":
+            # Of one length, so that a product of two of them is how alike they are.
+            appearance = F.normalize(appearance, dim=-1) * math.sqrt(self.config.features)
         features: Tensor = self.seen(appearance)
         return features
 

@@ -26,13 +26,30 @@ SEARCHERS = DatasetSpec(
     source="generated: a function of seed and index",
     licence="Apache-2.0",
 )
+FILES = DatasetSpec(
+    name="gaze-files",
+    target="polyhead_gaze.formats:open_files",
+    summary="your fixations and boxes, a display to predict on, or a public set",
+    formats=(
+        "csv: fixations trial,viewer,order,x,y,target beside boxes display,object,xmin,ymin,xmax,ymax or COCO JSON",
+        "display: JSON with boxes, ids, image or size, target",
+        "amazon: Amazon.json of the STI data set",
+        "coco-search18: its JSON of fixations beside COCO's annotations",
+        "shelf: time_Q1*.xlsx, time_Q3*.xlsx, or the same as .csv",
+    ),
+    source=(
+        "https://github.com/DFKI-Interactive-Machine-Learning/STI-Dataset; "
+        "https://sites.google.com/view/cocosearch; https://github.com/HKUST-NISL/oat_eccv24"
+    ),
+    licence="that of the files",
+)
 SCANPATH = TaskSpec(
     name="scanpath",
     target="polyhead_gaze.task:ScanpathTask",
     settings="polyhead_gaze.settings:ScanpathSettings",
     summary="which objects are fixated, in which order, and when the search ends",
     models=("oat",),
-    datasets=("simulated-searchers",),
+    datasets=("simulated-searchers", "gaze-files"),
 )
 APP = AppSpec(
     name="gaze-scanpath",
@@ -48,7 +65,7 @@ def polyhead_plugin() -> Plugin:
         name="gaze",
         summary="where a person will look next",
         models=(OAT,),
-        datasets=(SEARCHERS,),
+        datasets=(SEARCHERS, FILES),
         tasks=(SCANPATH,),
         apps=(APP,),
     )

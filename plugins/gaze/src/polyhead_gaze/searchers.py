@@ -25,7 +25,7 @@ MEMORY = 2.5
 STAY = 0.17
 STOP = 0.85
 FEWEST_OBJECTS, MOST_OBJECTS = 24, 40
-MOST_STEPS = 60
+MOST_STEPS = 40
 """Fixations after which a viewer gives up."""
 PROTOTYPES, HELD_OUT, FEATURES = 12, 3, 8
 PITCH_PX = 100.0
@@ -116,9 +116,9 @@ def search(display: Display, target: int, random: np.random.Generator) -> tuple[
 class SearcherSource:
     """The trials of one split, simulated when they are first asked for."""
 
-    def __init__(self, split: Split, displays: int, viewers: int, *, flip: bool) -> None:
+    def __init__(self, split: Split, displays: int, viewers: int, *, flip: bool, turn: bool) -> None:
         """Make a source of ``displays`` × ``viewers`` trials."""
-        self.split, self.viewers, self.flip, self._count = split, viewers, flip, displays
+        self.split, self.viewers, self.flip, self.turn, self._count = split, viewers, flip, turn, displays
         self._displays: dict[int, tuple[Display, int]] = {}
         self._trials: dict[int, Trial] = {}
 
@@ -153,7 +153,10 @@ class SearcherSource:
         return [self.display(index)[0] for index in range(self._count)]
 
     def fetch(self, indices: Sequence[int], *, seed: int, epoch: int) -> Batch:
-        """Return trials, see `polyhead_gaze.displays.collate`; training displays are turned at random."""
+        """Return trials, see `polyhead_gaze.displays.collate`; training displays are turned at random.
+
+        So are the features of each: how alike two objects are stays, and nothing else can be learned of them.
+        """
         displays, trials = [], []
         for number, index in enumerate(indices):
             trial = self.trial(index)
@@ -162,10 +165,26 @@ class SearcherSource:
         flip = flips(seed, epoch, indices) if self.flip else None
         rows = range(len(indices))
         batch = collate(displays, trials, rows, most_objects=MOST_OBJECTS, most_steps=MOST_STEPS, flip=flip)
+        if self.turn:
+            batch = {**batch, "appearance": _turned(batch["appearance"], seed, epoch, indices)}
         import torch
 
         where = torch.as_tensor(list(indices), dtype=torch.int64)
         return {**batch, "trial": where, "display": where // self.viewers}
+
+
+def _turned(looks: Any, seed: int, epoch: int, indices: Sequence[int]) -> Any:
+    """Turn the features (B, N, F) of each display by a random rotation or reflection."""
+    import torch
+
+    drawn = [
+        np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, index, 78]))).normal(
+            0, 1, (FEATURES, FEATURES)
+        )
+        for index in indices
+    ]
+    turns = np.linalg.qr(np.array(drawn).reshape(-1, FEATURES, FEATURES))[0]
+    return looks @ torch.from_numpy(turns.astype(np.float32))
 
 
 def flips(seed: int, epoch: int, indices: Sequence[int]) -> Any:
@@ -200,9 +219,9 @@ class SearcherData:
         self.settings = settings
         held = settings.test_displays
         self._sources = {
-            "train": SearcherSource("train", settings.displays, 1, flip=settings.flip),
-            "validation": SearcherSource("validation", max(2, held // 3), settings.viewers, flip=False),
-            "test": SearcherSource("test", held, settings.viewers, flip=False),
+            "train": SearcherSource("train", settings.displays, 1, flip=settings.flip, turn=settings.turn_features),
+            "validation": SearcherSource("validation", max(2, held // 3), settings.viewers, flip=False, turn=False),
+            "test": SearcherSource("test", held, settings.viewers, flip=False, turn=False),
         }
 
     def source(self, split: Split) -> SearcherSource:
@@ -233,7 +252,7 @@ class SearcherData:
 
     def fingerprint(self) -> str:
         """Return a digest of the settings that the displays are a function of."""
-        names = ("displays", "test_displays", "viewers", "flip")
+        names = ("displays", "test_displays", "viewers", "flip", "turn_features")
         content = [VERSION, {name: getattr(self.settings, name) for name in names}]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -39,6 +39,12 @@ class DisplaySettings(Section):
         Field(ge=0, description="trials longer than the mean and so many standard deviations are left out; 0: none"),
     ] = 3.0
     flip: Annotated[bool, Field(description="turn training displays upside down and left to right at random")] = True
+    turn_features: Annotated[
+        bool,
+        Field(
+            description="simulated: turn the features of training displays at random, so that likeness is what counts"
+        ),
+    ] = True
     distance_cm: Annotated[float, Field(ge=0, description="distance of the eyes to the screen, cm; 0: unknown")] = 0.0
     width_cm: Annotated[float, Field(ge=0, description="width of the screen, cm; 0: unknown")] = 0.0
     displays: Annotated[int, Field(ge=4, le=100_000, description="simulated: displays to train on")] = 2000
