@@ -102,7 +102,7 @@ def _batch(ids: list[int], truth: Any, found: Any) -> tuple[ObjectsFound, dict[s
         [torch.from_numpy(rows[:, 4]) for rows in found],
         [torch.from_numpy(rows[:, 5].astype(np.int64)) for rows in found],
         [torch.from_numpy(rows) for rows in corners],
-        torch.tensor([[3.0, 4.0, 10.0, 40.0]] * len(ids)),
+        torch.tensor([[3.0, 4.0, 10.0, 40.0, 7.5]] * len(ids)),
     )
     sizes = torch.tensor([[480, 640]] * len(ids))
     return prediction, {
@@ -130,5 +130,5 @@ def test_tokens_are_counted_over_all_pictures() -> None:
     other = TokenMetric(metric._coco.categories)
     other.merge([metric.state()])
     figures = other.compute()
-    assert (figures["token_recall"], figures["token_share"]) == (0.75, 0.25)
+    assert (figures["token_recall"], figures["token_share"], figures["encoder_mmac"]) == (0.75, 0.25, 7.5)
     assert list(figures)[: len(FIGURES)] == list(FIGURES)

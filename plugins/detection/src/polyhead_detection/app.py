@@ -26,6 +26,7 @@ app = App(
             Arm("all tokens (dino)", {"model.name": "dino"}),
         ),
         seeds=2,
+        function="polyhead_detection.demo:demo",
         note="Synthetic scenes: the figures say nothing about photographs.",
     ),
     commands={"convert": "polyhead_detection.convert:convert"},

@@ -50,7 +50,7 @@ def usual_boxes(data: Any) -> Predictor:
             [table[:, 0].float()] * count,
             [table[:, 1].long()] * count,
             [boxes.float() for boxes in scaled],
-            torch.zeros(count, 4),
+            torch.zeros(count, 5),
         )
 
     return predict

@@ -1,17 +1,20 @@
-"""What an encoder costs: multiplications with additions, counted."""
+"""What an encoder costs: multiplications with additions, counted, and time, measured."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from polyhead_detection.focus_detr import FocusDETRConfig
+from polyhead_detection.focus_detr import FocusDETR, FocusDETRConfig
 from polyhead_detection.geometry import Geometry
 from polyhead_detection.selector import budgets
 
-__all__ = ["EncoderMacs", "encoder_macs"]
+__all__ = ["EncoderMacs", "encoder_macs", "encoder_seconds"]
 
 
 class EncoderMacs(NamedTuple):
@@ -32,11 +35,11 @@ class EncoderMacs(NamedTuple):
         return self.values + self.tokens + self.fine
 
 
-def encoder_macs(config: FocusDETRConfig, shapes: Sequence[tuple[int, int]]) -> EncoderMacs:
-    """Count for one picture with maps of ``shapes`` (height, width)."""
+def encoder_macs(config: FocusDETRConfig, count: int) -> EncoderMacs:
+    """Count for one picture of ``count`` tokens."""
     c = config
-    count = sum(h * w for h, w in shapes)
-    geometry = Geometry(tuple(shapes), (tuple(shapes),), torch.device("cpu"), torch.float32)
+    line = ((1, count),)
+    geometry = Geometry(line, (line,), torch.device("cpu"), torch.float32)
     if c.fts == "none":
         taken = [count] * c.encoder_layers
     else:
@@ -51,3 +54,36 @@ def encoder_macs(config: FocusDETRConfig, shapes: Sequence[tuple[int, int]]) -> 
     selector = count * (2 * c.dim**2 + c.dim * (c.dim // 2) + (c.dim // 2) * (c.dim // 4) + c.dim // 4)
     scoring = (selector if c.fts == "score" else 0) + (sum(taken) * c.dim * c.classes if c.fine_tokens else 0)
     return EncoderMacs(c.encoder_layers * count * c.dim**2, sum(taken) * each, fine, scoring)
+
+
+def encoder_seconds(model: FocusDETR, images: Sequence[Tensor], *, repeats: int = 5) -> tuple[float, float]:
+    """Return the median seconds that the encoder, and the selector in front of it, take for a batch of pictures."""
+    spent: dict[str, list[float]] = {"encoder": [], "selector": []}
+    began: dict[str, float] = {}
+    handles = []
+
+    def start(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            began[name] = time.perf_counter()
+
+        return hook
+
+    def stop(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            spent[name].append(time.perf_counter() - began[name])
+
+        return hook
+
+    for name in spent:
+        module = getattr(model, name)
+        if module is not None:
+            handles += [module.register_forward_pre_hook(start(name)), module.register_forward_hook(stop(name))]
+    try:
+        with torch.inference_mode():
+            for _ in range(repeats + 1):
+                model.eval()(list(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    encoder, selector = (statistics.median(times[1:]) if times else 0.0 for times in spent.values())
+    return encoder, selector

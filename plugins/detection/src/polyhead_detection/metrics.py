@@ -41,8 +41,8 @@ class ObjectsFound(NamedTuple):
     boxes: list[Tensor]
     """x0, y0, x1, y1 in pixels of the original picture, (K, 4)."""
     tokens: Tensor
-    """Foreground tokens that the encoder's first layer updates, foreground tokens, token updates, and those of an
-    encoder that updates all, (B, 4); zeros where there are no tokens."""
+    """Foreground tokens that the encoder's first layer updates, foreground tokens, token updates, those of an encoder
+    that updates all, and millions of the encoder's multiply-accumulates, (B, 5); zeros where there are no tokens."""
 
 
 class _Rows(NamedTuple):
@@ -93,33 +93,36 @@ class CocoMetric:
 
 
 class TokenMetric:
-    """`CocoMetric`, the recall of foreground tokens, and the share of token updates; of a model only."""
+    """`CocoMetric`, the recall of foreground tokens, the share of token updates and the encoder's work, of a model."""
 
     def __init__(self, categories: Sequence[Category]) -> None:
         """Start empty."""
         self._coco = CocoMetric(categories)
-        self._sums = np.zeros(4)
+        self._sums, self._pictures = np.zeros(5), 0
 
     def update(self, prediction: ObjectsFound, batch: Batch) -> None:
         """Add one batch."""
         self._coco.update(prediction, batch)
         self._sums += prediction.tokens.double().sum(0).numpy()
+        self._pictures += len(prediction.tokens)
 
     def state(self) -> Any:
         """Return pictures and sums."""
-        return self._coco.state(), self._sums.tolist()
+        return self._coco.state(), self._sums.tolist(), self._pictures
 
     def merge(self, states: Sequence[Any]) -> None:
         """Replace the own state by the union of ``states``."""
-        self._coco.merge([coco for coco, _ in states])
-        self._sums = np.sum([sums for _, sums in states], axis=0)
+        self._coco.merge([coco for coco, _, _ in states])
+        self._sums = np.sum([sums for _, sums, _ in states], axis=0)
+        self._pictures = sum(pictures for _, _, pictures in states)
 
     def compute(self) -> Mapping[str, float]:
         """Return the figures; a recall of no foreground token at all is NaN."""
-        kept, foreground, updated, everything = self._sums.tolist()
+        kept, foreground, updated, everything, macs = self._sums.tolist()
         tokens = {
             "token_recall": kept / foreground if foreground else float("nan"),
             "token_share": updated / everything if everything else float("nan"),
+            "encoder_mmac": macs / self._pictures if self._pictures else float("nan"),
         }
         figures = dict(self._coco.compute())
         first = {name: figures.pop(name) for name in FIGURES}

@@ -29,7 +29,7 @@ _SMALL = {
     "groups": 16,
     "heads": 4,
     "points": 4,
-    "ff_dim": 256,
+    "ff_dim": 128,
     "encoder_layers": 3,
     "decoder_layers": 3,
     "queries": 30,

@@ -17,6 +17,7 @@ from polyhead.models import load
 from polyhead.plugins import find_model
 from polyhead.protocols import Batch, Direction, Metric, Monitor, Picture, Predictor, Ratio
 from polyhead_detection.baselines import usual_boxes
+from polyhead_detection.costs import encoder_macs
 from polyhead_detection.denoising import denoising_queries
 from polyhead_detection.focus_detr import Detected
 from polyhead_detection.inference import best_boxes
@@ -45,7 +46,7 @@ class DetectTask:
     """
 
     monitor: ClassVar[Monitor] = Monitor("ap", "max")
-    directions: ClassVar[Mapping[str, Direction]] = {"token_share": "min"}
+    directions: ClassVar[Mapping[str, Direction]] = {"token_share": "min", "encoder_mmac": "min"}
 
     categories: tuple[Category, ...]
     short_side: int
@@ -57,7 +58,7 @@ class DetectTask:
     def headline(self) -> Sequence[str]:
         """The figures that tables show: those of sizes belong to photographs."""
         sizes = ("ap_small", "ap_medium", "ap_large") if self.short_side else ()
-        return ("ap", "ap50", "ap75", *sizes, "ar100", "token_recall", "token_share")
+        return ("ap", "ap50", "ap75", *sizes, "ar100", "token_recall", "encoder_mmac")
 
     @classmethod
     def prepare(cls, data: Any, settings: DetectTaskSettings, *, seed: int) -> Self:
@@ -231,18 +232,17 @@ class DetectTask:
         return size_ranges(strides, config.ranges)
 
     def _tokens(self, model: nn.Module, detected: Detected, batch: Batch) -> Tensor:
-        """Return the counts of ``ObjectsFound.tokens``."""
+        """Return the figures of ``ObjectsFound.tokens``."""
         rows = []
+        config: Any = model.config
         for row, (image, boxes) in enumerate(zip(batch["image"], batch["boxes"], strict=True)):
             size = (image.shape[-2], image.shape[-1])
-            truth = (
-                foreground_targets(detected.places[row], boxes, size, self._ranges(model)) & detected.token_mask[row]
-            )
-            kept = [layer[row] for layer in detected.kept]
-            everything = detected.token_mask[row].sum() * len(kept)
-            updated = torch.stack([layer.sum() for layer in kept]).sum() if kept else everything
-            first = kept[0] if kept else detected.token_mask[row]
-            rows.append(torch.stack([(first & truth).sum(), truth.sum(), updated, everything]))
+            real = detected.token_mask[row]
+            truth = foreground_targets(detected.places[row], boxes, size, self._ranges(model)) & real
+            kept = torch.stack([layer[row] for layer in detected.kept]) if detected.kept else real[None]
+            macs = encoder_macs(config, int(real.sum())).total / 1e6
+            counts = [(kept[0] & truth).sum(), truth.sum(), kept.sum(), real.sum() * len(kept)]
+            rows.append(torch.stack([*(count.double() for count in counts), torch.tensor(macs).to(counts[0].device)]))
         return torch.stack(rows).to(detected.boxes.dtype)
 
 
