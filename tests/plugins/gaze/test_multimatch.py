@@ -61,6 +61,13 @@ def test_ties_are_decided_alike(pairs: list[tuple[list[tuple[int, int]], list[tu
     np.testing.assert_allclose(multimatch(first, second, (3, 3)), expected, atol=1e-9, rtol=0)
 
 
+def test_of_equal_alternatives_the_longer_may_be_the_peers() -> None:
+    first = np.array([[2, 1, 1], [0, 2, 1], [1, 2, 1], [2, 0, 1], [0, 0, 1]], float)
+    second = np.array([[0, 0, 1], [2, 1, 1], [2, 2, 1], [0, 2, 1], [0, 1, 1], [0, 0, 1]], float)
+    expected = peer([first], [second], (3, 3))
+    np.testing.assert_allclose(multimatch([first], [second], (3, 3)), expected, atol=1e-9, rtol=0)
+
+
 def test_of_a_path_with_itself_and_each_on_its_own_screen() -> None:
     random = np.random.default_rng(0)
     paths = [path for path in draw(random, 40, grid=False) if len(path) >= 3]

@@ -181,7 +181,7 @@ def collate(
     fixations = np.full((count, most_steps), -1, np.int64)
     numbers = np.zeros((4, count), np.int64)
     start, size = np.zeros((count, 2), np.float32), np.zeros((count, 2))
-    first = displays[0].appearance
+    first = displays[0].appearance if displays else None
     appearance = None if first is None else np.zeros((count, most_objects, *first.shape[1:]), first.dtype)
     for row, index in enumerate(chosen):
         trial = trials[index]

@@ -164,8 +164,13 @@ def _alignments(a: _Side, b: _Side) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     place = np.stack(cells) // count
     rows = place % high - 1
     columns = place // high - 2 - rows
-    for pairs in _groups(np.flatnonzero(tied), a.saccades * b.saccades):
-        _search(a, b, pairs, rows, columns, real)
+    if tied.any():
+        # Another path that is as cheap may have more cells.
+        longest = int((a.saccades + b.saccades)[tied].max()) - 1
+        more = ((0, max(0, longest - len(real))), (0, 0))
+        rows, columns, real = np.pad(rows, more), np.pad(columns, more), np.pad(real, more)
+        for pairs in _groups(np.flatnonzero(tied), a.saccades * b.saccades):
+            _search(a, b, pairs, rows, columns, real)
     return rows, columns, real
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polyhead.errors import ConfigError, ShapeError
 from polyhead.models import Pretrained
-from polyhead.nn import BlockState, SinusoidPositions, Stack, states
+from polyhead.nn import BlockState, Stack, sinusoid, states
 from polyhead_gaze.appearance import CropEncoder
 from polyhead_gaze.places import PlaceCode
 
@@ -153,7 +153,6 @@ class OAT(Pretrained, nn.Module):
             self.seen = nn.Linear(config.features, half)
         self.begin = nn.Parameter(torch.randn(half)) if config.begin == "learned" else None
         self.code = PlaceCode(config.dim - half, config.place, cells=config.cells, sigma=config.sigma)
-        self.time = SinusoidPositions(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         block: dict[str, Any] = {
             "ff_dim": config.ff_dim,
@@ -196,7 +195,7 @@ class OAT(Pretrained, nn.Module):
         dtype = next(self.encoder.parameters()).dtype
         place, start = place.masked_fill(~objects.unsqueeze(-1), 0).to(dtype), start.to(dtype)
         seen = self._see(place, objects, appearance)
-        rows = torch.arange(len(target), device=target.device)
+        rows = torch.arange(target.shape[0], device=target.device)
         where = place[rows, target]
         nothing = torch.zeros_like(objects)
         code = self.code(place, nothing)
@@ -232,14 +231,12 @@ class OAT(Pretrained, nn.Module):
         Raises:
             ShapeError: shapes do not fit one another or the model.
         """
-        if fixations.ndim != 2 or len(fixations) != len(place):
-            raise ShapeError(f"fixations {tuple(fixations.shape)} are not (batch, steps) of {len(place)} displays.")
+        if fixations.ndim != 2 or fixations.shape[0] != place.shape[0]:
+            raise ShapeError(f"fixations {tuple(fixations.shape)} are not (batch, steps) of {place.shape[0]} displays.")
         scene = self.encode(place, objects, target, start, appearance)
         real = fixations >= 0
         tokens = torch.cat([self._begin(scene), self._fixated(scene, fixations.clamp(min=0))], 1)
-        # Positions of the tokens' dtype, so that in float64 their code is computed in it.
-        steps = torch.arange(tokens.shape[1], dtype=tokens.dtype, device=tokens.device)
-        tokens = self.dropout(self.time(tokens, steps))
+        tokens = self.dropout(_timed(tokens, 0))
         lengths = real.sum(1) + 1
         decoded = self.decoder(tokens, lengths=lengths, memory=scene.memory, memory_mask=scene.mask).x
         logits = self._point(scene, decoded)
@@ -249,9 +246,8 @@ class OAT(Pretrained, nn.Module):
 
     def begin_scanpath(self, scene: Scene) -> tuple[Tensor, Decoding]:
         """Return the logits of the first fixation (B, N + 1), where nobody stops, and what the next step needs."""
-        state = self.decoder.init_state(len(scene.target), memory=scene.memory, memory_mask=scene.mask)
-        token = self._begin(scene)
-        token = self.time(token, torch.zeros(1, dtype=token.dtype, device=token.device))[:, 0]
+        state = self.decoder.init_state(scene.target.shape[0], memory=scene.memory, memory_mask=scene.mask)
+        token = _timed(self._begin(scene), 0)[:, 0]
         mixed = self.decoder.step(token, state=state)
         logits = self._no_stop(self._point(scene, mixed.x.unsqueeze(1)), scene)
         return logits[:, 0, : scene.mask.shape[1]], Decoding(scene, mixed.state)
@@ -265,8 +261,7 @@ class OAT(Pretrained, nn.Module):
             step: how many fixations there have been, this one included.
         """
         scene = decoding.scene
-        token = self._fixated(scene, fixation.unsqueeze(1))
-        token = self.time(token, torch.full((1,), step, dtype=token.dtype, device=token.device))[:, 0]
+        token = _timed(self._fixated(scene, fixation.unsqueeze(1)), step)[:, 0]
         mixed = self.decoder.step(token, state=decoding.state)
         logits = self._point(scene, mixed.x.unsqueeze(1))[:, 0, : scene.mask.shape[1]]
         return logits, Decoding(scene, mixed.state)
@@ -289,7 +284,7 @@ class OAT(Pretrained, nn.Module):
 
     def _begin(self, scene: Scene) -> Tensor:
         """Return the token before the first fixation, shape (B, 1, dim)."""
-        count = len(scene.target)
+        count = scene.target.shape[0]
         if self.begin is not None:
             seen = self.begin.expand(count, -1)
         elif isinstance(self.seen, CropEncoder):
@@ -302,7 +297,7 @@ class OAT(Pretrained, nn.Module):
 
     def _fixated(self, scene: Scene, fixations: Tensor) -> Tensor:
         """Return the tokens of fixations (B, T), shape (B, T, dim)."""
-        rows = torch.arange(len(fixations), device=fixations.device).unsqueeze(1)
+        rows = torch.arange(fixations.shape[0], device=fixations.device).unsqueeze(1)
         known = self.config.target_location == "given"
         marked = fixations == scene.target.unsqueeze(1) if known else torch.zeros_like(fixations, dtype=torch.bool)
         seen = scene.seen[rows, fixations]
@@ -350,6 +345,13 @@ class OAT(Pretrained, nn.Module):
             raise ShapeError(f"appearance {tuple(appearance.shape)} does not begin with (B, N) {(batch, count)}.")
         if config.appearance == "features" and appearance is not None and appearance.shape[2:] != (config.features,):
             raise ShapeError(f"appearance {tuple(appearance.shape)} is not (B, N, {config.features}).")
+
+
+def _timed(tokens: Tensor, first: int) -> Tensor:
+    """Add the sinusoidal code of each step to tokens (B, S, dim), of which the first is step ``first``."""
+    # Steps of the tokens' dtype, so that in float64 their code is computed in it.
+    steps = torch.arange(first, first + tokens.shape[1], dtype=tokens.dtype, device=tokens.device)
+    return tokens + sinusoid(steps, tokens.shape[-1]).to(tokens.dtype)
 
 
 def _check(config: OATConfig) -> None:

@@ -165,7 +165,7 @@ class SearcherSource:
         flip = flips(seed, epoch, indices) if self.flip else None
         rows = range(len(indices))
         batch = collate(displays, trials, rows, most_objects=MOST_OBJECTS, most_steps=MOST_STEPS, flip=flip)
-        if self.turn:
+        if self.turn and indices:
             batch = {**batch, "appearance": _turned(batch["appearance"], seed, epoch, indices)}
         import torch
 
@@ -183,7 +183,7 @@ def _turned(looks: Any, seed: int, epoch: int, indices: Sequence[int]) -> Any:
         )
         for index in indices
     ]
-    turns = np.linalg.qr(np.array(drawn).reshape(-1, FEATURES, FEATURES))[0]
+    turns = np.linalg.qr(np.array(drawn).reshape(len(indices), FEATURES, FEATURES))[0]
     return looks @ torch.from_numpy(turns.astype(np.float32))
 
 
