@@ -93,12 +93,13 @@ def test_hull_figures_by_hand() -> None:
     points = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0.5, 0.5]])
     metric = SolveMetric("hull")
     metric.update(np.array([[3, 2, 1, 4, 0]]), _batch(points, [1, 2, 3, 4]))
-    assert metric.compute() == {"accuracy": 100, "simple": 100, "area_coverage": 100}
+    assert metric.compute() == {"accuracy": 100, "simple": 100, "area_of_simple": 100, "area_coverage": 100}
     metric.update(np.array([[1, 2, 3, 0, 0]]), _batch(points, [1, 2, 3, 4]))
-    assert metric.compute() == {"accuracy": 50, "simple": 100, "area_coverage": 75}
+    assert metric.compute() == {"accuracy": 50, "simple": 100, "area_of_simple": 75, "area_coverage": 75}
     metric.update(np.array([[1, 3, 2, 4, 0]]), _batch(points, [1, 2, 3, 4]))
     found = metric.compute()
     assert found["simple"] == pytest.approx(200 / 3)
+    assert found["area_of_simple"] == 75
     assert "area_coverage" not in found  # the literature prints FAIL
 
 

@@ -16,7 +16,7 @@ from polyhead_combinatorics import solvers
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["KINDS", "Instance", "Kind", "collate", "distances_of", "most_tokens", "normalised", "solve"]
+__all__ = ["KINDS", "Instance", "Kind", "collate", "distances_of", "in_the_plane", "most_tokens", "normalised", "solve"]
 
 Kind = Literal["tsp", "hull", "delaunay"]
 KINDS: tuple[Kind, ...] = ("tsp", "hull", "delaunay")
@@ -71,6 +71,19 @@ def normalised(points: Floats) -> Floats:
     side = float((high - low).max()) or 1.0
     scaled: Floats = (points - (low + high) / 2) / side + 0.5
     return scaled
+
+
+def in_the_plane(instance: Instance) -> Floats:
+    """Return points (n, 2) for a network, in the unit square; a degree of longitude is as long as it is half-way up.
+
+    >>> in_the_plane(Instance(np.array([[0.0, 59.0], [2.0, 61.0]]), metric="haversine")).round(2).tolist()
+    [[0.25, 0.0], [0.75, 1.0]]
+    """
+    points = instance.points
+    if instance.geographic:
+        latitude = np.radians((points[:, 1].min() + points[:, 1].max()) / 2)
+        points = points * [np.cos(latitude), 1.0]
+    return normalised(points)
 
 
 def distances_of(instance: Instance) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 
 from polyhead.errors import DataError
 from polyhead_combinatorics import solvers
-from polyhead_combinatorics.instances import Floats, Instance, distances_of, normalised
+from polyhead_combinatorics.instances import Floats, Instance, distances_of, in_the_plane
 
 if TYPE_CHECKING:
     from torch import nn
@@ -175,7 +175,7 @@ def _network(
         )
     order = np.concatenate([[start - 1], np.delete(np.arange(count), start - 1)])
     device = next(model.parameters()).device
-    shown = torch.from_numpy(normalised(instance.points)[order].astype(np.float32))[None]
+    shown = torch.from_numpy(in_the_plane(instance)[order].astype(np.float32))[None]
     points = shown.to(device)
     last = torch.tensor([int(np.flatnonzero(order == end - 1)[0]) + 1 if end else 0], device=device)
     beams = beam_search(model.eval(), points, rule="tour", beam=beam, last=last if end else None)
