@@ -7,9 +7,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from PIL import Image
 from tests.plugins.detection.conftest import coco_folder
 
+from polyhead.models import from_pretrained
 from polyhead.testing import check_plugin
 from polyhead_apps.shell import main
 from polyhead_detection.app import app
@@ -127,3 +129,14 @@ def test_other_categories_are_refused_and_can_be_fine_tuned_on(
     assert "1 low" in said
     options = ("--init-from", str(fitted), *SMALL, *SMALLER)
     assert _call("fit", "--data", str(folder), *options, "--out", str(tmp_path / "run")) == 0
+
+
+@pytest.mark.slow
+def test_export_writes_a_program_for_any_number_of_pictures(fitted: Path, tmp_path: Path) -> None:
+    options = ("--to", "pt2", "--threads", "1", "-q", "--out", str(tmp_path / "exported"))
+    assert _call("export", "--model", str(fitted), *options) == 0
+    program = torch.export.load(tmp_path / "exported" / "focus-detr.pt2").module()
+    images = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).float()
+    with torch.no_grad():
+        expected = from_pretrained(fitted / "model")(images)
+    assert torch.allclose(program(image=images).logits, expected.logits, atol=1e-4)

@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         """
         x, kept = tokens, []
         ratios = geometry.ratios()
-        reference = (geometry.centres()[:, :, None] * ratios[:, None]).expand(len(tokens), -1, -1, -1)
+        reference = (geometry.centres()[:, :, None] * ratios[:, None]).expand(tokens.shape[0], -1, -1, -1)
         everything = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         everything = everything if token_mask is None else token_mask
         for number, layer in enumerate(self.layers):

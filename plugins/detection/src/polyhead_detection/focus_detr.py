@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from polyhead.errors import ConfigError, ShapeError, UnknownNameError
 from polyhead.models import Pretrained
@@ -141,6 +142,11 @@ class Detected(NamedTuple):
     """bool (B, N), False = padding."""
     kept: tuple[Tensor, ...]
     """For each encoder layer bool (B, N), True = updated."""
+
+
+# torch.export writes a named tuple that a program returns only under a name that it was told; it has no public call.
+for _kind in (Predicted, Detected):
+    _pytree._register_namedtuple(_kind, serialized_type_name=f"polyhead_detection.{_kind.__name__}")
 
 
 class _Front(NamedTuple):
@@ -359,7 +365,7 @@ class FocusDETR(Pretrained, nn.Module):
             proposals,
             denoised,
             tokens.new_zeros(tokens.shape[:2]) if foreground is None else foreground,
-            geometry.places(self.strides).expand(len(tokens), -1, -1),
+            geometry.places(self.strides).expand(tokens.shape[0], -1, -1),
             mask,
             encoded.kept,
         )
@@ -396,7 +402,7 @@ class FocusDETR(Pretrained, nn.Module):
         if self.training:
             return torch.rand(tokens.shape[:2], device=tokens.device)
         fixed = torch.rand(count, generator=torch.Generator().manual_seed(count)).to(tokens.device)
-        return fixed.expand(len(tokens), -1)
+        return fixed.expand(tokens.shape[0], -1)
 
     def _fine_score(self, tokens: Tensor, foreground: Tensor | None) -> Tensor:
         kind = self.config.fine_score
@@ -411,7 +417,7 @@ class FocusDETR(Pretrained, nn.Module):
     def _propose(self, memory: Tensor, geometry: Geometry) -> tuple[Predicted, Tensor, Tensor, Tensor | None]:
         """Return proposals, queries, their boxes, and which of them are real, if any is not."""
         anchors, usable = geometry.anchors()
-        anchors = anchors.expand(len(memory), -1, -1)
+        anchors = anchors.expand(memory.shape[0], -1, -1)
         x = self._project(memory, usable)
         logits = self.class_heads[-1](x)
         best = logits.amax(-1)
@@ -422,7 +428,7 @@ class FocusDETR(Pretrained, nn.Module):
         index = best.topk(count, dim=1).indices
         x = take(x, index)
         boxes = (self.box_heads[-1](x) + take(anchors, index)).sigmoid()
-        queries = self.queries[:count].expand(len(memory), -1, -1)
+        queries = self.queries[:count].expand(memory.shape[0], -1, -1)
         real = None
         if self.config.padding == "exact" and fewest < count:
             real = self._within(count, geometry.counts, memory.device)
