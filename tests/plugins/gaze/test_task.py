@@ -63,7 +63,7 @@ def test_the_loss_is_minus_the_log_of_the_viewers_choices(data: SearcherData) ->
 def test_an_empty_batch_has_no_loss(data: SearcherData) -> None:
     task = _task(data)
     terms = task.loss(task.build_model("oat", TINY), data.source("train").fetch([], seed=0, epoch=0))
-    assert (float(terms["nll"].total), float(terms["nll"].count)) == (0, 0)
+    assert (terms["nll"].total.item(), terms["nll"].count.item()) == (0, 0)
 
 
 def test_hidden_targets_need_looks(shelf: Path) -> None:

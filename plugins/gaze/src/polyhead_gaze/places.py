@@ -110,7 +110,7 @@ class PlaceCode(nn.Module):
             rows = torch.randn(cells, self.width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
             rows = rows / rows.norm(dim=-1, keepdim=True) * math.sqrt(self.width)
             self.register_buffer("table", rows.to(scale))
-        self.target = nn.Parameter(torch.randn(2, self.width)) if kind in ("distance", "random", "none") else None
+        self.marks = nn.Parameter(torch.randn(2, self.width)) if kind in ("distance", "random", "none") else None
 
     def forward(self, place: Tensor, target: Tensor) -> Tensor:
         """Return codes.
@@ -122,15 +122,15 @@ class PlaceCode(nn.Module):
         Returns:
             Tensor: shape (..., dim).
         """
-        if self.target is None:
+        if self.marks is None:
             three = torch.cat([place, target.unsqueeze(-1).to(place.dtype)], -1)
             return self._axis(three).flatten(-2)[..., : self.dim]
-        marks = self.target[target.long()]
+        marked = self.marks[target.long()]
         if self.kind == "none":
-            axes = marks.new_zeros(*marks.shape[:-1], 2 * self.width)
+            axes = marked.new_zeros(*marked.shape[:-1], 2 * self.width)
         else:
             axes = self._axis(place).flatten(-2)
-        return torch.cat([axes, marks], -1)[..., : self.dim]
+        return torch.cat([axes, marked], -1)[..., : self.dim]
 
     def _axis(self, at: Tensor) -> Tensor:
         """Return codes of one axis for each number, shape (..., width)."""

@@ -70,7 +70,7 @@ class ScanpathTaskSettings(Section):
 class ScanpathTrainSettings(TrainSettings):
     """The recipe's defaults for scanpaths."""
 
-    epochs: Annotated[float, Field(gt=0, description="passes over the training split")] = 40
+    epochs: Annotated[float | None, Field(gt=0, description="passes over the training split")] = 40
     batch_size: Annotated[int, Field(gt=0, description="trials per optimiser step, over all processes")] = 32
     optimizer: Annotated[Literal["adam", "adamw", "sgd"], Field(description="optimiser")] = "adamw"
     schedule: Annotated[
