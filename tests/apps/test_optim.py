@@ -70,6 +70,19 @@ def test_biases_and_norms_do_not_decay() -> None:
     }
 
 
+def test_parts_of_a_model_have_their_share_of_the_learning_rate() -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(3, 4), "head": nn.Linear(4, 2)})
+    model.learning_rates = {"backbone.": 0.1}  # type: ignore[assignment]  # a plain attribute of the model's class
+    groups = make_optimizer(model, TrainSettings(lr=0.5, weight_decay=0.1)).param_groups
+    found = {id(p): (group["lr"], group["weight_decay"], group["share"]) for group in groups for p in group["params"]}
+    assert found == {
+        id(model["backbone"].weight): (0.05, 0.1, 0.1),
+        id(model["backbone"].bias): (0.05, 0.0, 0.1),
+        id(model["head"].weight): (0.5, 0.1, 1.0),
+        id(model["head"].bias): (0.5, 0.0, 1.0),
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,8 @@ __all__ = ["AveragedWeights", "learning_rate", "make_optimizer"]
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimiser of the settings; biases, norms and all that has one axis or none keep their size.
 
-    ``sgd`` takes the first of ``betas`` as its momentum.
+    ``sgd`` takes the first of ``betas`` as its momentum. A model may have an attribute ``learning_rates``, a mapping
+    such as ``{"backbone.": 0.1}``: parameters whose names begin so have that share of the learning rate.
 
     Raises:
         ConfigError: the model has no parameter to train.
@@ -26,9 +27,17 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trained:
         raise ConfigError(f"{type(model).__name__} has no parameter to train.")
+    shares: Mapping[str, float] = getattr(model, "learning_rates", {})
+    own = {name: next((share for start, share in shares.items() if name.startswith(start)), 1.0) for name, _ in trained}
     groups = [
-        {"params": [p for name, p in trained if _decays(name, p)], "weight_decay": settings.weight_decay},
-        {"params": [p for name, p in trained if not _decays(name, p)], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in trained if own[name] == share and _decays(name, p) == decays],
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "lr": settings.lr * share,
+            "share": share,
+        }
+        for share in dict.fromkeys(own.values())
+        for decays in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":

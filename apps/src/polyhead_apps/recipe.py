@@ -165,7 +165,7 @@ def fit(
                 progress.step, settings, steps_total=plan.steps_total, steps_per_epoch=plan.steps_per_epoch
             )
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["share"]
             if hasattr(task, "before_step"):
                 task.before_step(model, progress)
             optimizer.zero_grad()

@@ -40,6 +40,8 @@ class FocusDETRConfig:
     """A model of timm, or "small" with ``widths``."""
     widths: tuple[int, ...] = (64, 96, 128)
     freeze_stem: bool = False
+    backbone_lr: float = 0.1
+    """Share of the learning rate that the backbone has: it usually begins with weights that know pictures."""
     levels: int = 4
     dim: int = 256
     groups: int = 32
@@ -193,6 +195,7 @@ class FocusDETR(Pretrained, nn.Module):
         super().__init__()
         self.config = c = config
         self.backbone = make_backbone(c.backbone, c.widths, freeze_stem=c.freeze_stem, pretrained=pretrained_backbone)
+        self.learning_rates = {"backbone.": c.backbone_lr}
         self.neck = Neck(self.backbone.channels, c.dim, c.levels, c.groups)
         extra = c.levels - len(self.backbone.strides)
         last = self.backbone.strides[-1]

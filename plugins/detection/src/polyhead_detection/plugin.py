@@ -9,6 +9,7 @@ __all__ = ["polyhead_plugin"]
 
 _TINY = {
     "backbone": "small",
+    "backbone_lr": 1.0,
     "widths": [16, 16, 24],
     "levels": 3,
     "dim": 16,
@@ -23,6 +24,7 @@ _TINY = {
 }
 _SMALL = {
     "backbone": "small",
+    "backbone_lr": 1.0,
     "widths": [64, 96, 128],
     "levels": 3,
     "dim": 64,
