@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Data",
     "Direction",
+    "Files",
     "Metric",
     "Monitor",
     "Picture",
@@ -42,6 +44,15 @@ class Ratio(NamedTuple):
     """Scalar, differentiable: the sum over elements."""
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody means here
     """Scalar, no gradient: the number (or weight) of elements; 0 is allowed and gives a loss of 0."""
+
+
+class Files(list[Path]):
+    """The files of ``Task.write_predictions``, with what else there is to say about them."""
+
+    lines: Sequence[str] = ()
+    """Sentences that `predict` prints before the names of the files."""
+    figures: Mapping[str, Any] = MappingProxyType({})
+    """The same as JSON values, for ``predict --json``."""
 
 
 class Monitor(NamedTuple):
@@ -168,5 +179,8 @@ class Task(Protocol):
         ...
 
     def write_predictions(self, model: nn.Module, data: Data, out: Path, settings: Any) -> Sequence[Path]:
-        """Write predictions in the formats people use; ``settings`` is the ``predict`` section. Return the files."""
+        """Write predictions in the formats people use; ``settings`` is the ``predict`` section.
+
+        Return the files; a `Files` says more of them.
+        """
         ...

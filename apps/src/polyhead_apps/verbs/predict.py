@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polyhead.artifacts import atomic_file, atomic_folder, write_manifest
+from polyhead.protocols import Files
 from polyhead_apps.app import App
 from polyhead_apps.config import UsageError
 from polyhead_apps.console import Console
@@ -26,6 +28,8 @@ class Written:
     """The files that predictions were written to."""
 
     files: list[Path]
+    lines: Sequence[str]
+    """What the task says of them."""
     document: dict[str, Any]
 
 
@@ -50,8 +54,8 @@ def predict(
     if as_json:
         console.result(json.dumps(written.document, indent=2))
     else:
-        for file in written.files:
-            console.result(str(file))
+        for line in [*written.lines, *map(str, written.files)]:
+            console.result(line)
     again = command_line(app.name, ["evaluate", "--model", written.document["run"]])
     console.line(f"made {len(written.files)} file{'s' if len(written.files) != 1 else ''}. Next: {again}")
 
@@ -94,7 +98,7 @@ def write(
     network = loaded.model.to(where).eval()
     if single and out is not None:
         with tempfile.TemporaryDirectory() as temporary:
-            made = list(loaded.task.write_predictions(network, opened, Path(temporary), settings.predict))
+            made = loaded.task.write_predictions(network, opened, Path(temporary), settings.predict)
             if len(made) != 1:
                 names = ", ".join(file.name for file in made)
                 raise UsageError(f"--out {out}: this makes {len(made)} files ({names}): name a folder.")
@@ -106,21 +110,23 @@ def write(
         if target.is_dir() and not any(target.iterdir()):
             target.rmdir()
         with atomic_folder(target, replace=force) as temporary_folder:
-            made = list(loaded.task.write_predictions(network, opened, temporary_folder, settings.predict))
+            made = loaded.task.write_predictions(network, opened, temporary_folder, settings.predict)
             note = run.record.get("note", "") if run else ""
             about = [f"Made by: {given.command}", f"Model: {folder}", f"Data: {opened.name}", opened.provenance, note]
             (temporary_folder / "about.txt").write_text("\n".join(filter(None, about)) + "\n", encoding="utf-8")
             write_manifest(temporary_folder)
             files = [target / os.path.relpath(file, temporary_folder) for file in made]
 
+    said = made if isinstance(made, Files) else Files(made)
     document = {
         "app": app.name,
         "task": loaded.spec.name,
         "run": str(run.folder) if run else str(folder),
         "data": {"name": opened.name, "provenance": opened.provenance, "licence": opened.licence},
         "files": [str(file) for file in files],
+        **said.figures,
     }
-    return Written(files, document)
+    return Written(files, said.lines, document)
 
 
 def _free(run: Run | None) -> Path:

@@ -216,8 +216,10 @@ def _check_gradients(report: Report, model: nn.Module, run: Forward, inputs: Any
 def expect_gradients(model: nn.Module, unused: Sequence[str]) -> None:
     """Raise RuleError if a parameter, but those that match ``unused``, has no gradient after a backward pass.
 
-    A bias may have one of exactly zero: in front of a normalisation, or on the keys of a softmax, it cancels.
+    A bias may have one of exactly zero: in front of a normalisation, or on the keys of a softmax, it cancels. A model
+    whose branches are multiplied by a gate of zero at first names their parameters in ``gated_at_first``.
     """
+    unused = [*unused, *getattr(model, "gated_at_first", ())]
     without = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or any(fnmatch.fnmatch(name, pattern) for pattern in unused):

@@ -1,0 +1,1 @@
+"""Attention U-Nets that measure tumours and organs in scans."""
