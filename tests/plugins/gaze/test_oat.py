@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyhead import load
-from polyhead.errors import ConfigError, DtypeError, ShapeError
+from polyhead.errors import ConfigError, DtypeError, MissingExtraError, ShapeError
 from polyhead.testing import check_model
 from polyhead_gaze.decoding import scanpaths, uniforms
 from polyhead_gaze.oat import NEVER, OAT, OATConfig
@@ -264,3 +265,20 @@ def test_crops_and_slots_that_do_not_fit() -> None:
         model(**{**inputs, "appearance": torch.zeros(3, 7, 32, 30, 3, dtype=torch.int32)})
     with pytest.raises(ShapeError, match=r"There are 7 objects; a linear read-out has slots for 6"):
         _model(readout="linear", objects=6)(**_inputs())
+
+
+def test_conformance_with_a_backbone_of_timm() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    crops = torch.randint(256, (2, 3, 48, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = _model(appearance="crops", features=0, crop_height=48, crop_width=32, backbone="test_efficientnet")
+    check_model(model, {**_inputs(2, 3), "appearance": crops})
+
+
+def test_backbones_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    crops: dict[str, Any] = {"appearance": "crops", "features": 0}
+    with pytest.raises(ConfigError, match=r'timm has no backbone "resnet-7"'):
+        _model(**crops, backbone="resnet-7")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"not installed: pip install 'polyhead-gaze\[timm\]'"):
+        _model(**crops, backbone="resnet18")

@@ -95,3 +95,8 @@ def test_data_that_do_not_fit(data: SearcherData, shelf: Path) -> None:
     recorded.cells = 40
     with pytest.raises(DataError, match=r"study has displays of 40 object spacings; the model was fitted for up to 16"):
         _task(data, appearance=False).check(recorded)
+
+
+def test_public_weights_need_a_backbone(data: SearcherData) -> None:
+    with pytest.raises(ConfigError, match=r"task.pretrained is on, and there is no backbone of crops to begin with"):
+        _task(data, pretrained=True).build_model("oat", TINY)

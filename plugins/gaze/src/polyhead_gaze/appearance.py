@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyhead.errors import ConfigError, DtypeError, ShapeError
+from polyhead.errors import ConfigError, DtypeError, MissingExtraError, ShapeError
 
-__all__ = ["CropEncoder", "crop_values", "pyramid_pool"]
+__all__ = ["BackboneEncoder", "CropEncoder", "crop_values", "pyramid_pool"]
 
 CHANNELS = (16, 32)
 
@@ -89,13 +91,73 @@ class CropEncoder(nn.Module):
         Raises:
             ShapeError, DtypeError: the crops are of another size, or no pictures.
         """
-        if crops.dtype != torch.uint8 and not crops.is_floating_point():
-            raise DtypeError(f"crops are {crops.dtype}, expected torch.uint8, or floats between 0 and 1.")
-        if crops.ndim < 4 or crops.shape[-3:] != (self.height, self.width, 3):
-            raise ShapeError(f"crops {tuple(crops.shape)} are not (…, {self.height}, {self.width}, 3).")
-        x = crop_values(crops).to(self.out.weight.dtype).flatten(0, -4).movedim(-1, 1)
+        x = _images(crops, self.height, self.width, self.out.weight.dtype)
         x = F.max_pool2d(F.relu(self.first(x)), 5)
         x = F.relu(self.second(x))
         x = pyramid_pool(x, self.pyramid) if self.pyramid else F.max_pool2d(x, 3).flatten(1)
         features: Tensor = self.out(x)
         return features.view(*crops.shape[:-3], -1)
+
+
+class BackboneEncoder(nn.Module):
+    """Encode crops by a backbone of the package timm and a linear map.
+
+    Source: Wightman 2019, doi:10.5281/zenodo.4414861.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, dim: int, *, name: str, height: int, width: int) -> None:
+        """Make an encoder with fresh weights; see `load_public_weights`.
+
+        Args:
+            dim: columns of the output.
+            name: of the backbone, as timm has it.
+            height: of a crop, pixels.
+            width: of a crop, pixels.
+
+        Raises:
+            MissingExtraError: timm is not installed.
+            ConfigError: timm has no such backbone.
+        """
+        super().__init__()
+        self.name, self.height, self.width = name, height, width
+        timm = _timm(name)
+        if not timm.is_model(name):
+            raise ConfigError(f'timm has no backbone "{name}". All: python -c "import timm; print(timm.list_models())"')
+        self.backbone: Any = timm.create_model(name, pretrained=False, num_classes=0)
+        described = self.backbone.default_cfg
+        for which, default in (("mean", 0.5), ("deviation", 0.5)):
+            values = described.get("mean" if which == "mean" else "std", (default,) * 3)
+            self.register_buffer(which, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.out = nn.Linear(self.backbone.num_features, dim)
+
+    def load_public_weights(self) -> None:
+        """Take over the weights that timm knows of the backbone; it fetches them where they are not yet kept."""
+        weights = _timm(self.name).create_model(self.name, pretrained=True, num_classes=0).state_dict()
+        self.backbone.load_state_dict(weights)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Return features of crops; as `CropEncoder.forward`."""
+        x = _images(crops, self.height, self.width, self.out.weight.dtype)
+        features: Tensor = self.out(self.backbone((x - self.mean) / self.deviation))
+        return features.view(*crops.shape[:-3], -1)
+
+
+def _timm(name: str) -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The backbone {name} is one of timm, which is not installed: pip install 'polyhead-gaze[timm]'"
+        ) from error
+
+
+def _images(crops: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return crops (…, height, width, 3) as a batch of channels-first images."""
+    if crops.dtype != torch.uint8 and not crops.is_floating_point():
+        raise DtypeError(f"crops are {crops.dtype}, expected torch.uint8, or floats between 0 and 1.")
+    if crops.ndim < 4 or crops.shape[-3:] != (height, width, 3):
+        raise ShapeError(f"crops {tuple(crops.shape)} are not (…, {height}, {width}, 3).")
+    return crop_values(crops).to(dtype).flatten(0, -4).movedim(-1, 1)

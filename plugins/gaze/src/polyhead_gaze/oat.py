@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyhead.errors import ConfigError, ShapeError
 from polyhead.models import Pretrained
 from polyhead.nn import BlockState, Stack, sinusoid, states
-from polyhead_gaze.appearance import CropEncoder
+from polyhead_gaze.appearance import BackboneEncoder, CropEncoder
 from polyhead_gaze.places import PlaceCode
 
 __all__ = ["NEVER", "OAT", "Decoding", "OATConfig", "Scene"]
@@ -36,6 +36,8 @@ class OATConfig:
     crop_width: int = 93
     pyramid: int = 0
     """Levels of pyramid pooling of crops; 0 for none."""
+    backbone: str = ""
+    """Name of a backbone of timm that encodes crops instead of the published two convolutions."""
     dim: int = 512
     heads: int = 4
     depth: int = 4
@@ -147,8 +149,11 @@ class OAT(Pretrained, nn.Module):
         _check(config)
         half = config.dim // 2
         self.seen: nn.Module | None = None
-        if config.appearance == "crops":
-            self.seen = CropEncoder(half, height=config.crop_height, width=config.crop_width, pyramid=config.pyramid)
+        crop: dict[str, Any] = {"height": config.crop_height, "width": config.crop_width}
+        if config.appearance == "crops" and config.backbone:
+            self.seen = BackboneEncoder(half, name=config.backbone, **crop)
+        elif config.appearance == "crops":
+            self.seen = CropEncoder(half, pyramid=config.pyramid, **crop)
         elif config.appearance == "features":
             self.seen = nn.Linear(config.features, half)
         self.begin = nn.Parameter(torch.randn(half)) if config.begin == "learned" else None
@@ -169,8 +174,8 @@ class OAT(Pretrained, nn.Module):
             self.merge = nn.Linear(config.readout_heads, 1)
         else:
             self.slots = nn.Linear(config.dim, config.objects + 1 + config.pad_slot)
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1 and not name.startswith("seen.backbone."):
                 nn.init.xavier_uniform_(parameter)
 
     def encode(
@@ -287,7 +292,7 @@ class OAT(Pretrained, nn.Module):
         count = scene.target.shape[0]
         if self.begin is not None:
             seen = self.begin.expand(count, -1)
-        elif isinstance(self.seen, CropEncoder):
+        elif isinstance(self.seen, CropEncoder | BackboneEncoder):
             blank = scene.place.new_ones(1, self.seen.height, self.seen.width, 3)
             seen = self.seen(blank).expand(count, -1)
         else:

@@ -62,6 +62,9 @@ class ScanpathTaskSettings(Section):
     appearance: Annotated[
         bool, Field(description="use what objects look like, where the data have it; else their places only")
     ] = True
+    pretrained: Annotated[
+        bool, Field(description="begin with the public weights of model.backbone, which timm fetches")
+    ] = False
     samples: Annotated[
         int, Field(ge=1, le=1000, description="scanpaths drawn for each trial when the model is measured")
     ] = 10

@@ -15,6 +15,7 @@ from torch import Tensor
 from polyhead.errors import CheckpointError, ConfigError, DataError
 from polyhead.models import load
 from polyhead.protocols import Batch, Direction, Monitor, Picture, Predictor, Ratio
+from polyhead_gaze.appearance import BackboneEncoder
 from polyhead_gaze.baselines import baselines
 from polyhead_gaze.decoding import scanpaths
 from polyhead_gaze.metrics import ScanpathMetric
@@ -63,6 +64,7 @@ class ScanpathTask:
     """Fixations after which a scanpath ends at the latest: the most of any training trial."""
     target_location: str = "given"
     samples: int = 10
+    pretrained: bool = False
 
     @classmethod
     def prepare(cls, data: Any, settings: ScanpathTaskSettings, *, seed: int) -> Self:
@@ -88,6 +90,7 @@ class ScanpathTask:
             most_steps=data.most_steps,
             target_location=settings.target_location,
             samples=settings.samples,
+            pretrained=settings.pretrained,
         )
 
     @classmethod
@@ -123,7 +126,16 @@ class ScanpathTask:
         for key, value in determined.items():
             if config.get(key, value) != value:
                 raise ConfigError(f"model.{key} is {config[key]}, and with these data and settings it is {value}.")
-        return load(name, **{"cells": self.cells, **config, **determined})
+        model = load(name, **{"cells": self.cells, **config, **determined})
+        if self.pretrained:
+            encoder = getattr(model, "seen", None)
+            if not isinstance(encoder, BackboneEncoder):
+                raise ConfigError(
+                    "task.pretrained is on, and there is no backbone of crops to begin with. Set model.backbone and "
+                    "give --images, or leave it off."
+                )
+            encoder.load_public_weights()
+        return model
 
     def check(self, data: Any) -> None:
         """Refuse data that the model cannot be used on.
