@@ -61,7 +61,7 @@ def test_a_coco_folder_is_learned_from_measured_and_answered_with_its_own_ids(
     metrics = json.loads((fitted / "metrics.json").read_text())["metrics"]
     assert {"ap", "ap50", "ar100", "ap_digit 3", "token_recall"} <= set(metrics)
     out = tmp_path / "found"
-    files = "coco,yolo,voc,pictures,keep-maps"
+    files = "results,coco,yolo,voc,pictures,keep-maps"
     options = ("--threshold", "0", "--top", "5", "--files", files, "--threads", "1", "-q")
     assert _call("predict", "--model", str(fitted), "--data", str(scenes), *options, "--out", str(out)) == 0
     results = json.loads((out / "results.json").read_text())
@@ -87,8 +87,10 @@ def test_pictures_without_annotations_are_answered(fitted: Path, tmp_path: Path)
     document = json.loads((out / "detections.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["a.jpg", "inner/a.png"]
     assert len(document["annotations"]) == 6
+    one = tmp_path / "one.json"
     single = ("--files", "coco", "--threads", "1", "-q", "--data", str(folder / "a.jpg"))
-    assert _call("predict", "--model", str(fitted), *single, "--out", str(tmp_path / "one")) == 0
+    assert _call("predict", "--model", str(fitted), *single, "--out", str(one)) == 0
+    assert json.loads(one.read_text())["images"][0]["width"] == 90
 
 
 def test_a_video_is_answered_frame_by_frame(fitted: Path, tmp_path: Path) -> None:

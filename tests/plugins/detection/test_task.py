@@ -213,5 +213,5 @@ def test_two_pictures_of_one_name_keep_their_files_apart(
                     torch.zeros(3, 64, 64, dtype=torch.uint8),
                 )
 
-    files = task.write_predictions(model.eval(), Twice(), tmp_path, PredictSettings(files=("voc", "coco")))
+    files = task.write_predictions(model.eval(), Twice(), tmp_path, PredictSettings(files=("voc", "results", "coco")))
     assert sorted(file.name for file in files) == ["a-2.xml", "a.xml", "detections.json", "results.json"]

@@ -85,8 +85,8 @@ def detect(task: DetectTask, model: nn.Module, image: Tensor, *, top: int, thres
 def write(task: DetectTask, model: nn.Module, data: Any, out: Path, settings: PredictSettings) -> Sequence[Path]:
     """Write what was found in every picture; one picture at a time is in memory.
 
-    ``results.json``: COCO's list of results, with the ids of the data. ``detections.json``: a whole COCO document, with
-    file names. ``yolo/NAME.txt`` and ``classes.txt``; ``voc/NAME.xml``; ``pictures/NAME.png``; ``keep-maps/NAME.png``.
+    ``detections.json``: a whole COCO document, with file names. ``results.json``: COCO's list of results, with the ids
+    of the data. ``yolo/NAME.txt`` and ``classes.txt``; ``voc/NAME.xml``; ``pictures/NAME.png``; ``keep-maps/NAME.png``.
 
     Raises:
         DataError: two pictures have the same name, so that their files would be the same.
@@ -121,8 +121,9 @@ def write(task: DetectTask, model: nn.Module, data: Any, out: Path, settings: Pr
     if "yolo" in settings.files:
         names = "".join(f"{category.name}\n" for category in task.categories)
         made.append(_write(out / "yolo" / "classes.txt", names.encode()))
-    if "coco" in settings.files:
+    if "results" in settings.files:
         made.append(_write(out / "results.json", _json(results)))
+    if "coco" in settings.files:
         made.append(_write(out / "detections.json", _json(_document(task, images, results))))
     return made
 

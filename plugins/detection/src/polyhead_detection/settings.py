@@ -74,9 +74,12 @@ class PredictSettings(Section):
     threshold: Annotated[float, Field(ge=0, le=1, description="least score of a detection")] = 0.3
     top: Annotated[int, Field(ge=1, le=10_000, description="most detections of a picture")] = 100
     files: Annotated[
-        tuple[Literal["coco", "yolo", "voc", "pictures", "keep-maps"], ...],
-        Field(description="what is written: coco, yolo, voc, pictures, keep-maps; --out FILE.json takes coco alone"),
-    ] = ("coco", "pictures", "keep-maps")
+        tuple[Literal["coco", "results", "yolo", "voc", "pictures", "keep-maps"], ...],
+        Field(
+            description="what is written: coco, results, yolo, voc, pictures, keep-maps; --out FILE.json takes coco or "
+            "results alone"
+        ),
+    ] = ("coco", "results", "pictures", "keep-maps")
 
 
 class DetectSettings(TaskSettings):
