@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyhead.errors import DataError, nearest
+from polyhead_medical.dicom import is_series
 from polyhead_medical.nifti import is_nifti, stem
 
 __all__ = ["LAYOUTS", "Case", "Folder", "find_cases"]
@@ -68,7 +69,7 @@ def find_cases(path: Path, layout: str, channels: Sequence[str]) -> Folder:
         if not is_nifti(path):
             raise DataError(
                 f'{path} has the extension "{path.suffix}": scans are .nii or .nii.gz. '
-                f"Convert it first, DICOM for instance by dcm2niix."
+                f"A DICOM series is given by its folder."
             )
         return Folder("scans", (Case(stem(path), (path,)),), _names(channels, 1, path))
     if layout != "auto":
@@ -81,7 +82,7 @@ def find_cases(path: Path, layout: str, channels: Sequence[str]) -> Folder:
         if found is not None:
             return found
     raise DataError(
-        f"{path} holds no scans: no dataset.json, no images/, and no file that ends in .nii or .nii.gz. "
+        f"{path} holds no scans: no dataset.json, no images/, no file that ends in .nii or .nii.gz, no DICOM. "
         f"What is read: tumor-segment datasets."
     )
 
@@ -191,6 +192,14 @@ def _folders(path: Path, channels: Sequence[str]) -> Folder | None:
     return Folder("folders", cases, _names(channels, 1, path))
 
 
+def _dicom(path: Path, channels: Sequence[str]) -> Folder | None:
+    found = [path] if is_series(path) else sorted(each for each in path.iterdir() if is_series(each))
+    if not found:
+        return None
+    cases = tuple(Case(each.name, (each,)) for each in found)
+    return Folder("dicom", cases, _names(channels, 1, path))
+
+
 def _scans(path: Path, channels: Sequence[str]) -> Folder | None:
     files = {stem(each): each for each in sorted(path.iterdir()) if is_nifti(each)}
     endings = tuple(f"{dash}{name}" for dash in "-_" for name in _MASKS)
@@ -220,5 +229,6 @@ LAYOUTS: Mapping[str, Callable[[Path, Sequence[str]], Folder | None]] = {
     "brats": _brats,
     "raidionics": _raidionics,
     "scans": _scans,
+    "dicom": _dicom,
 }
 """Readers by layout, in the order in which they are tried."""

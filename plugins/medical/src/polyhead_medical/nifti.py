@@ -95,7 +95,7 @@ def read_scan(path: Path, *, max_voxels: int, several: bool = False) -> Scan:
     if not is_nifti(path):
         raise DataError(
             f'{path} has the extension "{path.suffix}": scans are {" or ".join(SUFFIXES)}. '
-            f"Convert it first, DICOM for instance by dcm2niix."
+            f"A DICOM series is given by its folder."
         )
     if not path.is_file():
         raise DataError(f"{path} is not there.")

@@ -25,7 +25,7 @@ class OrganDataSettings(Section):
         tuple[str, ...], Field(min_length=1, description="what the labels 1, 2, ... of the masks are called")
     ] = ("liver", "right kidney", "left kidney", "spleen")
     layout: Annotated[
-        Literal["auto", "brats", "decathlon", "raidionics", "folders", "scans"],
+        Literal["auto", "brats", "decathlon", "raidionics", "folders", "scans", "dicom"],
         Field(description="how the folder is laid out; auto looks at it"),
     ] = "auto"
     folds: Annotated[int, Field(ge=3, le=20, description="parts that subjects are split into")] = 5

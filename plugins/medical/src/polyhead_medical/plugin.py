@@ -67,6 +67,7 @@ SCANS = DatasetSpec(
         "raidionics: PATIENT_MRI.nii.gz, PATIENT_MRI_label_tumor.nii.gz, nested or flat",
         "folders: images/NAME.nii.gz, labels/NAME.nii.gz",
         "scans: a .nii or .nii.gz, or a folder of them, to predict on",
+        "dicom: the folder of a series, or a folder of such folders, to predict on (extra dicom)",
     ),
     source="Medical Segmentation Decathlon: http://medicaldecathlon.com; BraTS: https://www.synapse.org/brats",
     licence="that of the files",

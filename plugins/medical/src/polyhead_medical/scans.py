@@ -16,6 +16,7 @@ from torch import Tensor
 from polyhead.errors import DataError
 from polyhead.protocols import Batch, Source, Split
 from polyhead_medical.cases import Volume, collate
+from polyhead_medical.dicom import read_series
 from polyhead_medical.grids import Grid, head_box
 from polyhead_medical.layouts import Case, find_cases
 from polyhead_medical.nifti import Scan, read_label, read_scan
@@ -60,7 +61,12 @@ def open_case(case: Case, settings: ScanSettings) -> list[Scan]:
         DataError: they do not, or one cannot be used.
     """
     several = len(case.images) == 1
-    scans = [read_scan(path, max_voxels=settings.max_voxels, several=several) for path in case.images]
+    scans: list[Scan] = [
+        read_series(path, max_voxels=settings.max_voxels)
+        if path.is_dir()
+        else read_scan(path, max_voxels=settings.max_voxels, several=several)
+        for path in case.images
+    ]
     for scan in scans[1:]:
         if scan.shape != scans[0].shape or not np.allclose(scan.affine, scans[0].affine, atol=1e-2):
             raise DataError(

@@ -27,7 +27,7 @@ class ScanSettings(Section):
         tuple[str, ...], Field(description="sequences the network sees, such as t1c,flair (default: the first found)")
     ] = ()
     layout: Annotated[
-        Literal["auto", "brats", "decathlon", "raidionics", "folders", "scans"],
+        Literal["auto", "brats", "decathlon", "raidionics", "folders", "scans", "dicom"],
         Field(description="how the folder is laid out; auto looks at it"),
     ] = "auto"
     labels: Annotated[

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyhead.errors import DataError
 from polyhead.protocols import Batch, Source, Split
+from polyhead_medical.dicom import read_series
 from polyhead_medical.grids import Grid
 from polyhead_medical.layouts import Case, find_cases
 from polyhead_medical.nifti import Scan, read_label, read_scan
@@ -79,7 +80,12 @@ def read_slices(case: Case, settings: OrganDataSettings) -> Slices:
 
 
 def _open(case: Case, settings: OrganDataSettings) -> Scan:
-    return read_scan(case.images[0], max_voxels=settings.max_voxels)
+    path = case.images[0]
+    return (
+        read_series(path, max_voxels=settings.max_voxels)
+        if path.is_dir()
+        else read_scan(path, max_voxels=settings.max_voxels)
+    )
 
 
 class SliceSource:
