@@ -38,8 +38,8 @@ def learned(env: str, policy: str, options: tuple[str, ...], seed: int) -> dict[
 def main() -> int:
     """Learn, compare, print."""
     table, made = [], []
-    for env, (bound, options) in TASKS.items():
-        for policy in POLICIES:
+    for policy in POLICIES:
+        for env, (bound, options) in TASKS.items():
             runs = [learned(env, policy, options, seed)["metrics"] for seed in SEEDS]
             row = {
                 "env": env,
@@ -47,7 +47,7 @@ def main() -> int:
                 "returns": [run["return"] for run in runs],
                 **{
                     name: statistics.fmean(run[name] for run in runs)
-                    for name in ("return", "seconds", "peak_memory_mb", "state_bytes", "parameters")
+                    for name in ("return", "seconds", "cpu_seconds", "peak_memory_mb", "state_bytes", "parameters")
                 },
             }
             table.append(row)

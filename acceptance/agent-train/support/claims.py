@@ -13,7 +13,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 BUILD = ROOT / "build" / "acceptance" / "agent-train"
 COMMAND = Path(sys.executable).with_name("agent-train")
-SOURCES = ("core/src", "apps/src", "plugins/agents/src")
+SOURCES = (
+    "apps/src/polyhead_apps/recipe.py",
+    "core/src/polyhead/nn",
+    "core/src/polyhead/ops/prefix_attention",
+    "core/src/polyhead/ops/softmax_attention",
+    "plugins/agents/src",
+)
+"""What figures depend on: a change in it makes runs begin again."""
 
 
 def demo(name: str, *options: str) -> dict[str, Any]:
@@ -29,23 +36,29 @@ def demo(name: str, *options: str) -> dict[str, Any]:
 def folder(name: str, options: Sequence[str]) -> Path:
     """Return where a run with these options and today's source is kept."""
     digest = hashlib.sha256(json.dumps(options).encode())
-    for path in sorted(path for source in SOURCES for path in (ROOT / source).rglob("*.py")):
-        digest.update(path.read_bytes())
+    for source in (ROOT / name for name in SOURCES):
+        for path in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            digest.update(path.read_bytes())
     return BUILD / f"{name}-{digest.hexdigest()[:12]}"
 
 
 def run(*arguments: str) -> Any:
-    """Run `agent-train`, and return the document that it prints.
+    """Run `agent-train`, and return the document that it prints; raises as `command` does."""
+    return json.loads(command(*arguments))
+
+
+def command(*arguments: str) -> str:
+    """Run `agent-train`, and return what it writes to stdout.
 
     Raises:
         SystemExit: it failed; its message is on the screen.
     """
     BUILD.mkdir(parents=True, exist_ok=True)
-    command = [str(COMMAND), *arguments]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    typed = [str(COMMAND), *arguments]
+    done = subprocess.run(typed, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"The command failed: {' '.join(command)}")
-    return json.loads(done.stdout)
+        raise SystemExit(f"The command failed: {' '.join(typed)}")
+    return done.stdout
 
 
 def arms(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -140,6 +140,10 @@ def test_windows_are_split_in_time_and_look_back(tmp_path: Path) -> None:
     assert batch["marks"].shape == (2, 6, 4)
 
 
+def test_the_column_of_times_may_be_called_ds(tmp_path: Path) -> None:
+    assert open_csv(tmp_path, table().replace("date,", "ds,")).channels == ("a", "b")
+
+
 def test_the_calendar_is_that_of_the_literature() -> None:
     marks = calendar([datetime(2024, 1, 1, 0), datetime(2023, 12, 31, 23)])
     assert marks[0].tolist() == [-0.5, -0.5, -0.5, -0.5]

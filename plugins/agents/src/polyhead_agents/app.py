@@ -17,7 +17,7 @@ app = App(
     demo=Demo(
         settings={
             "model.preset": "small",
-            "train.steps": 800,
+            "train.steps": 600,
             "train.lr": 1e-3,
             "train.warmup_steps": 100,
             "train.schedule": "cosine",
@@ -55,7 +55,7 @@ app = App(
             seeds=3,
         ),
         "forecast": Demo(
-            settings={"train.epochs": 3, "train.lr": 1e-3, "data.horizon": 24},
+            settings={"train.epochs": 6, "train.lr": 1e-3, "train.step_epochs": 2, "data.horizon": 24},
             quick={"model.preset": "tiny", "train.steps": 20, "data.history": 24},
             note=GENERATED,
             arms=MIXERS,

@@ -137,22 +137,22 @@ TABLE = DatasetSpec(
     source="https://github.com/thuml/Time-Series-Library",
     licence="that of the file",
 )
-SEATTLE = DatasetSpec(
-    name="seattle-temps",
-    target="polyhead_agents.table_data:open_seattle",
-    summary="a year of temperatures of Seattle by the hour, climate normals",
-    formats=("csv, in the wheel of vega_datasets 0.9.0",),
-    source="https://pypi.org/project/vega-datasets; NOAA",
-    licence="public domain (NOAA); vega_datasets is MIT",
+VICTORIA = DatasetSpec(
+    name="victoria-electricity",
+    target="polyhead_agents.table_data:open_victoria",
+    summary="150 days of the demand for electricity in Victoria by the hour",
+    formats=("csv, in the wheel of statsmodels 0.15.0",),
+    source="https://pypi.org/project/statsmodels; Rob Hyndman, tsibbledata",
+    licence="not stated with the file; statsmodels is BSD-3-Clause",
     files=(
         RemoteFile(
-            name="vega_datasets-0.9.0-py3-none-any.whl",
+            name="statsmodels-0.15.0.whl",
             url=(
-                f"{_PYPI}/e6/9f/ca52771fe972e0dcc5167fedb609940e01516066938ff2ee28b273ae4f29/"
-                "vega_datasets-0.9.0-py3-none-any.whl"
+                f"{_PYPI}/fa/6f/235505a633776a2c1188e583e5a507a548b4fbd21abc14e199f1a84e8ee2/"
+                "statsmodels-0.15.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
             ),
-            sha256="3d7c63917be6ca9b154b565f4779a31fedce57b01b5b9d99d8a34a7608062a1d",
-            bytes=210_822,
+            sha256="b67886b66d9c7ca118526accedb5c6de7ffd74c015dc0492ea0b1690192b65da",
+            bytes=12_087_914,
         ),
     ),
 )
@@ -216,7 +216,7 @@ FORECAST = TaskSpec(
     settings="polyhead_agents.settings:ForecastSettings",
     summary="forecast the next steps of a table of readings",
     models=("series-forecaster",),
-    datasets=("made-up-load", "table", "seattle-temps"),
+    datasets=("made-up-load", "table", "victoria-electricity"),
 )
 NEXT = TaskSpec(
     name="events",
@@ -247,7 +247,7 @@ def polyhead_plugin() -> Plugin:
             JAPANESE_VOWELS,
             LOAD,
             TABLE,
-            SEATTLE,
+            VICTORIA,
             HAWKES,
             SEQUENCES,
             CDNOW,

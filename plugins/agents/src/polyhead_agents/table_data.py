@@ -22,11 +22,13 @@ from polyhead.protocols import Batch, Source, Split
 from polyhead_agents import members
 from polyhead_agents.settings import TableSettings
 
-__all__ = ["TableData", "calendar", "open_made_up_load", "open_seattle", "open_table"]
+__all__ = ["TableData", "calendar", "open_made_up_load", "open_table", "open_victoria"]
 
 MAX_PROBLEMS = 10
 MAX_NUMBERS = 2**28
 MONTH_HOURS = 30 * 24
+TIMES = ("date", "ds")
+"""What the first column may be called."""
 
 
 def calendar(times: Sequence[datetime]) -> NDArray[np.float32]:
@@ -144,7 +146,7 @@ class TableData:
 
 
 def open_table(path: Path | None, settings: TableSettings) -> TableData:
-    """Open a CSV file, alone, in a folder, a zip or a wheel: ``date``, then a column a channel.
+    """Open a CSV file, alone, in a folder, a zip or a wheel: ``date`` (or ``ds``), then a column a channel.
 
     Raises:
         DataError: no such file, rows that cannot be read or are not at regular times; names them and the mend.
@@ -164,11 +166,11 @@ def open_table(path: Path | None, settings: TableSettings) -> TableData:
     return _table(values, times[0], step, channels, settings, name, f"{name}, of the user.", "that of the file")
 
 
-def open_seattle(path: Path | None, settings: TableSettings) -> TableData:
-    """Open the temperatures of Seattle in the wheel of vega_datasets: one channel by the hour, the normals of 2010."""
-    data = open_table(path, settings.model_copy(update={"table": "seattle-temps.csv"}))
-    text = "Hourly temperatures of Seattle (NOAA normals, °F), as packaged by vega_datasets 0.9.0."
-    return replace(data, provenance=text, licence="public domain (NOAA); vega_datasets is MIT")
+def open_victoria(path: Path | None, settings: TableSettings) -> TableData:
+    """Open the demand for electricity in the wheel of statsmodels: one channel by the hour, from January 2012."""
+    data = open_table(path, settings.model_copy(update={"table": "mstl_elec_vic.csv"}))
+    text = "Hourly demand for electricity in Victoria, from January 2012 (MWh), as packaged by statsmodels 0.15.0."
+    return replace(data, provenance=text, licence="not stated with the file; statsmodels is BSD-3-Clause")
 
 
 def _table(
@@ -197,7 +199,7 @@ def _table(
 def _read(text: str, name: str) -> tuple[list[datetime], tuple[str, ...], NDArray[np.float32]]:
     rows = csv.reader(io.StringIO(text))
     head = [column.strip() for column in next(rows, [])]
-    if len(head) < 2 or head[0].lower() != "date":
+    if len(head) < 2 or head[0].lower() not in TIMES:
         raise DataError(
             f"{name}: its first line is {', '.join(head[:5]) or 'empty'}, expected date, then the channels."
         )
