@@ -28,6 +28,7 @@ RECIPE = (
     "--set", "train.epochs=null", "--set", "train.lr=0.002", "--set", "train.validate_epochs=3",
     "--set", "data.rotation_deg=10",
     "--set", "data.translation=0.05", "--set", "data.flips=[0]", "--set", "model.preset=small",
+    "--set", "task.threshold_for=volume",
 )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def test_series_that_cannot_be_measured_are_refused(series: Path, tmp_path: Path
     with pytest.raises(DataError, match="two holds 2 DICOM series: give a folder with the slices of one"):
         read_series(two, max_voxels=10**8)
     (series / "1.2.3-7").unlink()
-    with pytest.raises(DataError, match="not evenly spaced, one lies .* mm from its place. Is one missing"):
+    with pytest.raises(DataError, match=r"not evenly spaced, one lies .* mm from its place. Is one missing"):
         read_series(series, max_voxels=10**8)
     for file in list(series.iterdir())[1:]:
         file.unlink()

@@ -15,9 +15,10 @@ from polyhead_medical.growth import growth
 from polyhead_medical.losses import one_hot_of_share, shrink, soft_dice
 from polyhead_medical.metrics import TumorMetric, measure
 from polyhead_medical.mirror import MirrorData
+from polyhead_medical.raidionics import overlap
 from polyhead_medical.scans import ScanData
 from polyhead_medical.settings import ScanSettings, TumorPredictSettings, TumorTaskSettings
-from polyhead_medical.task import THRESHOLDS, TumorTask
+from polyhead_medical.task import THRESHOLDS, TumorTask, scores_at
 
 FEW = ScanSettings(train_cases=6, validation_cases=4, test_cases=4)
 TINY = {"filters": [4, 8]}
@@ -72,6 +73,18 @@ def test_the_threshold_is_chosen_on_validation_and_kept() -> None:
     chosen = task().calibrate(task().build_model("unet", TINY), MirrorData(FEW))
     assert chosen.threshold in THRESHOLDS
     assert TumorTask.restore(chosen.state()) == chosen
+
+
+def test_scores_are_those_of_the_masks_and_the_volume_can_choose() -> None:
+    rng = np.random.default_rng(0)
+    truth, grid = rng.random((6, 7, 8)) < 0.3, Grid.whole((6, 7, 8), np.diag([1.0, 2.0, 1.0, 1]))
+    probability = np.clip(truth * 0.4 + rng.random(truth.shape) * 0.6, 0, 1)
+    for score in scores_at(probability, truth, grid):
+        found = probability >= score.threshold
+        assert score.dice == pytest.approx(overlap(found, truth).dice)
+        assert score.found_ml == pytest.approx(found.sum() * 0.002)
+    chosen = task(threshold_for="volume").calibrate(task().build_model("unet", TINY), MirrorData(FEW))
+    assert chosen.threshold in THRESHOLDS
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, folder: Path) -> None:

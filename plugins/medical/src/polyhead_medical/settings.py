@@ -65,6 +65,10 @@ class TumorTaskSettings(Section):
         int | None,
         Field(ge=2, description="train on slabs of so many voxels, right-left, instead of the whole volume"),
     ] = None
+    threshold_for: Annotated[
+        Literal["dice", "volume"],
+        Field(description="what the threshold is best for on validation: overlap, or the error of the volume"),
+    ] = "dice"
     smallest_voxels: Annotated[
         int, Field(ge=0, description="objects below this are left out where objects are counted, voxels")
     ] = 50

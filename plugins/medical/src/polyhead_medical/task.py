@@ -16,17 +16,18 @@ from polyhead.errors import CheckpointError, ConfigError, DataError
 from polyhead.models import load
 from polyhead.protocols import Batch, Direction, Monitor, Picture, Predictor, Ratio
 from polyhead_medical.baselines import baselines
+from polyhead_medical.grids import Grid
 from polyhead_medical.losses import cross_entropy, one_hot_of_share, shrink, soft_dice
 from polyhead_medical.metrics import TumorMetric, on_scan
-from polyhead_medical.raidionics import Score, best_threshold, overlap
+from polyhead_medical.raidionics import Score, best_threshold
 from polyhead_medical.settings import TumorTaskSettings
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["THRESHOLDS", "TumorTask"]
+__all__ = ["THRESHOLDS", "TumorTask", "scores_at"]
 
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 19))
+THRESHOLDS = tuple(round(0.025 * i, 3) for i in range(4, 37))
 """What the threshold is chosen from, on the validation volumes."""
 
 
@@ -60,6 +61,7 @@ class TumorTask:
     loss_name: str = "dice_ce"
     slab: int | None = None
     smallest_voxels: int = 50
+    threshold_for: str = "dice"
 
     @classmethod
     def prepare(cls, data: Any, settings: TumorTaskSettings, *, seed: int) -> Self:
@@ -76,6 +78,7 @@ class TumorTask:
             loss_name=settings.loss,
             slab=settings.slab,
             smallest_voxels=settings.smallest_voxels,
+            threshold_for=settings.threshold_for,
         )
 
     @classmethod
@@ -179,7 +182,11 @@ class TumorTask:
         return TumorMetric(self.threshold, smallest=self.smallest_voxels, surfaces=True)
 
     def calibrate(self, model: nn.Module, data: Any) -> Self:
-        """Return the task with the threshold that is best on the validation volumes; see ``best_threshold``."""
+        """Return the task with the threshold that is best on the validation volumes.
+
+        For Dice by ``best_threshold``; for volume the one with the least median error of volumes, if any volume has a
+        tumour.
+        """
         from polyhead_apps.recipe import predictor
 
         own: Any = self
@@ -188,15 +195,13 @@ class TumorTask:
         scores: dict[str, list[Score]] = {}
         for index in range(len(source)):
             batch = source.fetch([index], seed=0, epoch=0)
-            grid, truth = batch["grid"][0], np.asarray(batch["label"][0]) > 0
-            probability = on_scan(predict(batch)[0], grid)
-            ml = int(truth.sum()) * grid.voxel_ml
-            scores[str(index)] = [
-                Score(each, overlap(found, truth).dice, ml, int(found.sum()) * grid.voxel_ml)
-                for each in THRESHOLDS
-                for found in [probability >= each]
-            ]
-        return dataclasses.replace(self, threshold=best_threshold(scores)[1])
+            truth = np.asarray(batch["label"][0]) > 0
+            scores[str(index)] = scores_at(on_scan(predict(batch)[0], batch["grid"][0]), truth, batch["grid"][0])
+        ill = [each for each in scores.values() if each[0].truth_ml > 0]
+        if self.threshold_for == "dice" or not ill:
+            return dataclasses.replace(self, threshold=best_threshold(scores)[1])
+        errors = np.median([[abs(s.found_ml - s.truth_ml) / s.truth_ml for s in each] for each in ill], axis=0)
+        return dataclasses.replace(self, threshold=THRESHOLDS[int(np.argmin(errors))])
 
     def baselines(self, data: Any) -> Mapping[str, Predictor]:
         """Return thresholds on intensity by name."""
@@ -219,3 +224,15 @@ class TumorTask:
         from polyhead_medical.predicting import write
 
         return write(self, model, data, out, settings)
+
+
+def scores_at(probability: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], grid: Grid) -> list[Score]:
+    """Return one patient's scores at all thresholds, by counting voxels between them once."""
+    edges = [*THRESHOLDS, np.inf]
+    found = np.histogram(probability, edges)[0][::-1].cumsum()[::-1]
+    both = np.histogram(probability[truth], edges)[0][::-1].cumsum()[::-1]
+    true = int(truth.sum())
+    return [
+        Score(threshold, 2 * int(b) / (int(f) + true) if b else 0.0, true * grid.voxel_ml, int(f) * grid.voxel_ml)
+        for threshold, f, b in zip(THRESHOLDS, found, both, strict=True)
+    ]
