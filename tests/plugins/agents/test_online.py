@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polyhead.errors import ConfigError
+from polyhead.errors import ConfigError, MissingExtraError
 from polyhead_agents.app import app
 from polyhead_agents.online import POLICIES, learn
 from polyhead_agents.sb3 import PPO
@@ -62,6 +63,12 @@ def test_a_run_is_written_and_can_be_loaded(tmp_path: Path, capsys: pytest.Captu
     assert "holds a run: name another folder, or replace it with --force" in capsys.readouterr().err
     assert call(*command, "--episodes", "2", "--force", "-q") == 0
     assert "return" in capsys.readouterr().out
+
+
+def test_without_sb3_contrib_the_command_to_install_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'polyhead-agents\[contrib\]'"):
+        learn("CartPole-v1", "lstm", **SMALL)
 
 
 def test_what_there_is_not_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 
-from polyhead.errors import ConfigError, DataError, MissingExtraError, StorageError
+from polyhead.errors import ConfigError, DataError, StorageError
 from polyhead_agents import environments, policies
 from polyhead_agents.formats import open_cartpole, open_episodes
 from polyhead_agents.recording import record, record_episodes
@@ -100,8 +101,9 @@ def test_archives_that_are_none_are_refused(tmp_path: Path) -> None:
 
 
 def test_archives_of_stable_baselines_act_as_in_stable_baselines(tmp_path: Path) -> None:
-    sb3 = pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
-    learner = sb3.DQN("MlpPolicy", environments.make("CartPole-v1"), seed=0, device="cpu", buffer_size=100)
+    learner = stable_baselines3.DQN(
+        "MlpPolicy", environments.make("CartPole-v1"), seed=0, device="cpu", buffer_size=100
+    )
     learner.save(tmp_path / "dqn.zip")
     policy = policies.from_archive(tmp_path / "dqn.zip", CARTPOLE, seed=0)
     seen = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
@@ -109,17 +111,10 @@ def test_archives_of_stable_baselines_act_as_in_stable_baselines(tmp_path: Path)
 
 
 def test_ppo_is_trained_and_recorded() -> None:
-    pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
     policy = policies.trained_ppo("Pendulum-v1", PENDULUM, steps=1, seed=0)
     assert policy.text == "PPO of Stable-Baselines3 after 1,024 steps, seed 0"
     episodes = record_episodes(policy, "Pendulum-v1", episodes=1, seed=0)
     assert (episodes.actions.shape, np.abs(episodes.actions).max() <= 2) == ((200, 1), True)
-
-
-def test_without_stable_baselines_the_command_to_install_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "stable_baselines3", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'polyhead-agents\[sb3\]'"):
-        policies.trained_ppo("CartPole-v1", CARTPOLE, steps=1, seed=0)
 
 
 def test_the_embedded_recording_is_what_it_says() -> None:

@@ -76,7 +76,7 @@ def learn(
 
     Raises:
         ConfigError: no such policy or environment, or minibatches that do not divide a rollout.
-        MissingExtraError: Stable-Baselines3 or sb3-contrib is not installed.
+        MissingExtraError: "lstm" without sb3-contrib.
     """
     if policy not in POLICIES:
         mend = nearest(policy, POLICIES)
@@ -87,14 +87,9 @@ def learn(
         raise ConfigError(
             f"batch is {batch}, and a rollout has {envs} · {rollout} steps: a multiple of batch is needed."
         )
-    try:
-        from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.evaluation import evaluate_policy
 
-        maker = _maker(policy)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Learning online needs Stable-Baselines3 ({error}).  pip install 'polyhead-agents[sb3]'"
-        ) from error
+    maker = _maker(policy)
     vectorised = _vectorised(env, envs, policy)
     model = maker(
         env=vectorised,
@@ -122,8 +117,12 @@ def _maker(policy: str) -> Any:
     from functools import partial
 
     if policy == "lstm":
-        from sb3_contrib import RecurrentPPO
-
+        try:
+            from sb3_contrib import RecurrentPPO
+        except ImportError as error:
+            raise MissingExtraError(
+                f"--policy lstm needs sb3-contrib ({error}).  pip install 'polyhead-agents[contrib]'"
+            ) from error
         return partial(RecurrentPPO, "MlpLstmPolicy", policy_kwargs={"lstm_hidden_size": 64})
     from polyhead_agents.sb3 import PPO
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyhead.errors import DataError, MissingExtraError
+from polyhead.errors import DataError
 from polyhead_agents.environments import Spaces
 
 __all__ = ["Policy", "chance", "from_archive", "trained_ppo"]
@@ -134,18 +134,10 @@ def _layers(weights: Mapping[str, Tensor], trunk: str, head: str, activation: ty
 
 
 def trained_ppo(name: str, spaces: Spaces, *, steps: int, seed: int) -> Policy:
-    """Return a policy that Stable-Baselines3's PPO reaches after so many steps; its actions are drawn.
+    """Return a policy that Stable-Baselines3's PPO reaches after so many steps; its actions are drawn."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv
 
-    Raises:
-        MissingExtraError: Stable-Baselines3 is not installed.
-    """
-    try:
-        from stable_baselines3 import PPO
-        from stable_baselines3.common.vec_env import DummyVecEnv
-    except ImportError as error:
-        raise MissingExtraError(
-            f"--policy sb3:ppo needs Stable-Baselines3 ({error}).  pip install 'polyhead-agents[sb3]'"
-        ) from error
     from polyhead_agents.environments import make
 
     vectorised = DummyVecEnv([lambda: make(name)] * 4)
