@@ -12,7 +12,13 @@ app = App(
     summary="Predict which objects of a display a person looks at, in which order, and when the search ends.",
     tasks=("scanpath",),
     demo=Demo(
-        settings={"model.preset": "small", "train.epochs": 24},
+        settings={
+            "model.preset": "small",
+            "model.dropout": 0.0,
+            "train.lr": 2e-3,
+            "train.steps": 800,
+            "train.validate_epochs": 13.0,
+        },
         quick={
             "model.preset": "tiny",
             "data.displays": 64,

@@ -14,7 +14,15 @@ OAT = ModelSpec(
     paper="Fang et al. 2024, arXiv:2407.13335",
     presets={
         "tiny": {"dim": 24, "heads": 2, "depth": 1, "decoder_depth": 1, "ff_dim": 48, "dropout": 0.0},
-        "small": {"dim": 64, "heads": 4, "depth": 2, "decoder_depth": 2, "ff_dim": 128, "dropout": 0.1},
+        "small": {
+            "dim": 64,
+            "heads": 4,
+            "depth": 2,
+            "decoder_depth": 2,
+            "ff_dim": 128,
+            "dropout": 0.1,
+            "sigma": 1.0,  # neighbours are told apart sooner than by the published 2
+        },
         "paper": {"dim": 512, "heads": 4, "depth": 4, "decoder_depth": 4, "ff_dim": 512, "dropout": 0.1},
     },
 )
