@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -46,19 +46,16 @@ def _solve(model: Path, file: Path, out: Path) -> dict[str, Any]:
         command = [str(runs.COMMAND), "predict", "--model", str(model), "--data", str(file), *options]
         began = time.perf_counter()
         done = subprocess.run(
-            [*command, "--out", str(out), "--force"],
+            [*command, "--out", str(out), "--force", "--json"],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
             check=False,
         )
-        sys.stderr.write(done.stderr)
         if done.returncode:
             raise SystemExit(f"the command failed: {' '.join(command)}")
         seconds = time.perf_counter() - began
         rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
-        (said,) = [line for line in done.stderr.splitlines() if " stops, " in line]
-        length = float(rows[-1]["cumulative"])
-        found[name] = {"length": length, "stops": len({row["id"] for row in rows}), "seconds": seconds, "said": said}
+        (facts,) = json.loads(done.stdout)["tours"]
+        found[name] = {**facts, "stops": len({row["id"] for row in rows}), "seconds": round(seconds, 1)}
     return found

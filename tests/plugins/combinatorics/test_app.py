@@ -60,7 +60,7 @@ def test_stops_come_back_in_order_with_names_legs_and_a_gap(
     assert [rows[0]["id"], rows[-1]["id"]] == ["depot", "home"]
     assert {row["id"] for row in rows} == {"depot", "a", "b", "c", "home"}
     assert float(rows[-1]["cumulative"]) == pytest.approx(sum(float(row["leg"]) for row in rows))
-    assert "gap " in capsys.readouterr().err
+    assert "gap " in capsys.readouterr().out
 
 
 def test_a_round_tour_comes_back_to_its_start(fitted: Path, tmp_path: Path) -> None:
@@ -83,11 +83,11 @@ def test_many_more_stops_than_in_training_go_to_the_classical_solver(
     stops = tmp_path / "stops.csv"
     stops.write_text("x,y\n" + "".join(f"{i * i % 37},{i * 7 % 31}\n" for i in range(31)))
     assert _predict(fitted, stops, "--out", str(tmp_path / "a.csv")) == 0
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert "by PyVRP. The model was trained on at most 10 points and 31 are more than 3 times that" in said
     assert "gap +" in said
     assert _predict(fitted, stops, "--out", str(tmp_path / "b.csv"), "--solver", "network") == 0
-    assert "The classical solver is better: --solver classical takes its tour" in capsys.readouterr().err
+    assert "The classical solver is better: --solver classical takes its tour" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from polyhead.manifest import AppSpec, DatasetSpec, ModelSpec, Plugin, TaskSpec
 from polyhead.plugins import hookimpl
 
 __all__ = ["polyhead_plugin"]
 
 _PAPER = "Vinyals, Fortunato, Jaitly 2015, arXiv:1506.03134"
-_SIZES = {"tiny": {"dim": 32}, "small": {"dim": 128}, "paper": {"dim": 512, "input_init": 0.08}}
+_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"dim": 32},
+    "small": {"dim": 128},
+    "paper": {"dim": 512, "input_init": 0.08},
+}
 
 POINTER = ModelSpec(
     name="pointer-network",

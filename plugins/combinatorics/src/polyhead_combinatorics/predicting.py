@@ -13,7 +13,7 @@ import numpy as np
 
 from polyhead.artifacts import write_atomic
 from polyhead.errors import DataError, nearest
-from polyhead_apps.console import Console
+from polyhead.protocols import Files
 from polyhead_combinatorics.instances import Floats, Instance, Kind, normalised
 from polyhead_combinatorics.metrics import tokens_of
 from polyhead_combinatorics.settings import PredictSettings
@@ -29,8 +29,8 @@ __all__ = ["write"]
 _NAMES: Mapping[str, str] = {"tsp": "route", "hull": "hull", "delaunay": "triangles"}
 
 
-def write(task: SolveTask, model: nn.Module, data: Any, out: Path, settings: PredictSettings) -> Sequence[Path]:
-    """Write the answers for all instances of ``data``: one file of each kind that is asked for.
+def write(task: SolveTask, model: nn.Module, data: Any, out: Path, settings: PredictSettings) -> Files:
+    """Write the answers for all instances of ``data``: one file of each kind that is asked for; lengths as figures.
 
     CSV of tours: ``order,id,x,y,leg,cumulative``; of hulls: ``order,id,x,y``; of triangulations: ``triangle,a,b,c``.
     Several instances: a column ``instance`` before them.
@@ -41,10 +41,12 @@ def write(task: SolveTask, model: nn.Module, data: Any, out: Path, settings: Pre
     instances: Sequence[Instance] = data.instances()
     several = len(instances) > 1
     answers = [_answer(task, model, instance, settings) for instance in instances]
-    if not several and isinstance(answers[0], Tour):
-        Console().line(answers[0].sentence)
     name = _NAMES[task.kind]
-    made = []
+    made = Files()
+    tours = [answer for answer in answers if isinstance(answer, Tour)]
+    if tours:
+        made.lines = [tours[0].sentence] if not several else []
+        made.figures = {"tours": [tour.facts() for tour in tours]}
     for form in dict.fromkeys(settings.files):
         if form == "csv":
             content = _csv(task.kind, instances, answers, several)

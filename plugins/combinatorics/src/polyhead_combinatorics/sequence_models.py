@@ -74,7 +74,8 @@ def initialise(module: nn.Module, lstms: Sequence[nn.LSTM], features: int, input
         nn.init.uniform_(parameter, -INITIAL, INITIAL)
     with torch.no_grad():
         for lstm in lstms:
-            lstm.weight_ih_l0[:, :features].uniform_(-input_init, input_init)
+            weight: Tensor = lstm.get_parameter("weight_ih_l0")
+            weight[:, :features].uniform_(-input_init, input_init)
 
 
 def encode(
