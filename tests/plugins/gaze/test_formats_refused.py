@@ -226,3 +226,47 @@ def test_too_little_to_learn_from(shelf: Path, tmp_path: Path) -> None:
         data.check_trainable()
     _open(tmp_path / "gaze.csv", split="trial").check_trainable()
     _open(shelf).check_trainable()
+
+
+def test_coco_search18(tmp_path: Path) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
+    annotations: dict[str, Any] = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
+        "annotations": [box, {**box, "id": 2, "bbox": [20, 20, 9, 9]}],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(annotations))
+    trial = {
+        "name": "a.jpg",
+        "subject": 1,
+        "task": "cup",
+        "bbox": [9, 9, 9, 9],
+        "X": [840, 9],
+        "Y": [525, 9],
+        "T": [1, 2],
+    }
+    path = tmp_path / "fixations.json"
+
+    def refused(message: str, **change: Any) -> None:
+        path.write_text(json.dumps([{**trial, **change}]))
+        with pytest.raises(DataError, match=message):
+            _open(path, format="coco-search18", boxes="instances.json")
+
+    refused(r"trial 1: X and Y are no lists of the same length", X=[1])
+    refused(r"trial 1: T has another length than X and Y", T=[1])
+    refused(r"trial 1: bbox is 7, expected \[x, y, width, height\]", bbox=7)
+    refused(r'no annotations of the image "b.jpg"\. Name their file: --boxes FILE', name="b.jpg")
+    refused(r"has no trial that can be used", condition="absent")
+    path.write_text(json.dumps([{"name": "a.jpg"}]))
+    with pytest.raises(DataError, match=r'trial 1 has no "subject"'):
+        _open(path, format="coco-search18", boxes="instances.json")
+    for key, value, message in (
+        ("images", 7, r"instances.json: images is 7, expected a list"),
+        ("images", [7], r"instances.json, entry 1 of images is 7, expected an object with keys"),
+        ("annotations", [{**box, "bbox": 3}], r"annotation 1: bbox is 3, expected \[x, y, width, height\]"),
+        ("annotations", [], r"instances.json has no image with annotations"),
+    ):
+        (tmp_path / "instances.json").write_text(json.dumps({**annotations, key: value}))
+        refused(message)
+    (tmp_path / "instances.json").write_text("{}")
+    refused(r'instances.json has no "images": expected COCO JSON')

@@ -10,7 +10,7 @@ import numpy as np
 
 from polyhead.errors import DataError
 from polyhead_gaze.displays import Floats
-from polyhead_gaze.formats.checks import Fixations, Read, Scene, load_json, number
+from polyhead_gaze.formats.checks import Fixations, Read, Scene, load_json, mapping, number
 from polyhead_gaze.settings import DisplaySettings
 
 __all__ = ["COLUMNS", "ROWS", "cover_boxes", "matches", "read"]
@@ -63,12 +63,13 @@ def read(files: Sequence[Path], settings: DisplaySettings) -> Read:
         missing = sorted(KEYS - set(collage)) if isinstance(collage, dict) else sorted(KEYS)
         if missing:
             raise DataError(f'{where} has no "{missing[0]}": expected {", ".join(sorted(KEYS))}.')
-        width, height = (number(collage["size"].get(side), f"{where}, size {side}") for side in ("width", "height"))
+        screen = mapping(collage["size"], f"{where}: size")
+        width, height = (number(screen.get(side), f"{where}, size {side}") for side in ("width", "height"))
         boxes = cover_boxes((width, height))
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         scenes.append(Scene(name, boxes, ids, (width, height), folder / name, place))
         target = ids[_best_overlap(_truth(collage["ground_truth"], where), boxes)]
-        for viewer, points in collage["fixations"].items():
+        for viewer, points in mapping(collage["fixations"], f"{where}: fixations").items():
             known = _points(points, f"{where}, viewer {viewer}")
             nearest = ((known[:, None] - centres) ** 2).sum(-1).argmin(1) if len(known) else np.zeros(0, np.int64)
             trials.append(Fixations(f"{where}, viewer {viewer}", name, target, str(viewer), known, objects=nearest))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polyhead.errors import DataError
-from polyhead_gaze.formats.checks import Scene, load_json, number, rows
+from polyhead_gaze.formats.checks import Scene, listed, load_json, mapping, number, rows
 from polyhead_gaze.settings import DisplaySettings
 
 __all__ = ["find_boxes", "is_boxes", "numbered", "picture_path", "picture_size", "read_boxes", "read_coco_boxes"]
@@ -125,14 +125,19 @@ def read_coco_boxes(path: Path, settings: DisplaySettings) -> list[Scene]:
     missing = [key for key in ("images", "annotations") if not isinstance(content, dict) or key not in content]
     if missing:
         raise DataError(f'{path.name} has no "{missing[0]}": expected COCO JSON with images and annotations.')
-    names = {each.get("id"): str(each.get("name")) for each in content.get("categories", [])}
-    of: dict[Any, list[Any]] = {}
-    for each in content["annotations"]:
-        of.setdefault(each.get("image_id"), []).append(each)
+    parts = {}
+    for key in ("categories", "annotations", "images"):
+        entries = listed(content.get(key, []), f"{path.name}: {key}")
+        parts[key] = [mapping(each, f"{path.name}, entry {at} of {key}") for at, each in enumerate(entries, 1)]
+    # Ids as text: JSON has numbers and texts, and both are used.
+    names = {str(each.get("id")): str(each.get("name")) for each in parts["categories"]}
+    of: dict[str, list[Any]] = {}
+    for each in parts["annotations"]:
+        of.setdefault(str(each.get("image_id")), []).append(each)
     scenes = []
-    for image in content["images"]:
+    for image in parts["images"]:
         where = f"{path.name}, image {image.get('id')}"
-        own = of.get(image.get("id"), [])
+        own = of.get(str(image.get("id")), [])
         if not own:
             continue
         name = str(image.get("file_name") or image.get("id"))
@@ -146,7 +151,7 @@ def read_coco_boxes(path: Path, settings: DisplaySettings) -> list[Scene]:
                 )
             x, y, width, height = (number(value, f"{where}, annotation {each.get('id')}, bbox") for value in box)
             boxes.append([x, y, x + width, y + height])
-            categories.append(names.get(each.get("category_id"), str(each.get("category_id"))))
+            categories.append(names.get(str(each.get("category_id")), str(each.get("category_id"))))
         ids = numbered(categories)
         picture = picture_path(name, path, settings)
         scenes.append(Scene(name, np.array(boxes), ids, (size[0], size[1]), picture, categories=tuple(categories)))

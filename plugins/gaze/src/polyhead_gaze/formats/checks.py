@@ -18,7 +18,19 @@ from polyhead.errors import DataError, nearest
 from polyhead_gaze.displays import Display, Floats, Trial, assign, check_display, grid_of
 from polyhead_gaze.settings import DisplaySettings
 
-__all__ = ["BACKGROUND", "Fixations", "Read", "Scene", "build", "category_features", "load_json", "number", "rows"]
+__all__ = [
+    "BACKGROUND",
+    "Fixations",
+    "Read",
+    "Scene",
+    "build",
+    "category_features",
+    "listed",
+    "load_json",
+    "mapping",
+    "number",
+    "rows",
+]
 
 MOST_BYTES = 512 * 2**20
 MOST_OBJECTS = 1000
@@ -110,6 +122,33 @@ def number(value: Any, where: str) -> float:
     return found
 
 
+def listed(value: Any, where: str) -> list[Any]:
+    """Return a list.
+
+    Raises:
+        DataError: it is none; says where.
+    """
+    if not isinstance(value, list):
+        raise DataError(f"{where} is {_shown(value)}, expected a list.")
+    return value
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """Return a mapping.
+
+    Raises:
+        DataError: it is none; says where.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is {_shown(value)}, expected an object with keys.")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
 def rows(path: Path, needed: Sequence[str], known: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows of a CSV or TSV file with where each is, such as ``"a.csv, row 7"``; column names in lower case.
 
@@ -161,6 +200,8 @@ def build(read: Read, settings: DisplaySettings, name: str) -> tuple[list[Displa
     Raises:
         DataError: a display, a target or fixations that cannot be used; see the messages.
     """
+    if not read.scenes:
+        raise DataError(f"{name} has no trial that can be used: of COCO-Search18 those with the target in view are.")
     sizes = _sizes(read)
     displays = [_display(scene, sizes[scene.name], settings, name) for scene in read.scenes]
     index = {display.name: number for number, display in enumerate(displays)}

@@ -11,7 +11,7 @@ import numpy as np
 from polyhead.errors import DataError
 from polyhead_gaze.displays import Floats
 from polyhead_gaze.formats.boxes import find_boxes, numbered, read_coco_boxes
-from polyhead_gaze.formats.checks import Fixations, Read, Scene, load_json, number
+from polyhead_gaze.formats.checks import Fixations, Read, Scene, listed, load_json, number
 from polyhead_gaze.settings import DisplaySettings
 
 __all__ = ["SCREEN", "SMALL_SCREEN", "matches", "on_screen", "read"]
@@ -59,7 +59,7 @@ def read(files: Sequence[Path], settings: DisplaySettings) -> Read:
     trials = []
     known: Mapping[str, Scene] | None = None
     for path in files:
-        content = load_json(path)
+        content = listed(load_json(path), path.name)
         if known is None:
             known = {Path(scene.name).name: scene for scene in read_coco_boxes(find_boxes(path, settings), settings)}
         screen = _screen(content)
@@ -76,18 +76,19 @@ def read(files: Sequence[Path], settings: DisplaySettings) -> Read:
             scene = scenes.get(name) or _scaled(known[name], screen)
             scenes[name], target = _with_target(scene, trial, where)
             points = _points(trial, where)
-            durations = tuple(number(value, f"{where}, T") for value in trial.get("T", ()))[1:]
+            durations = [number(value, f"{where}, T") for value in listed(trial.get("T", []), f"{where}: T")]
+            if durations and len(durations) != len(points):
+                raise DataError(f"{where}: T has another length than X and Y.")
             viewer = str(trial["subject"])
-            trials.append(Fixations(f"{where} ({name})", name, target, viewer, points[1:], durations))
+            trials.append(Fixations(f"{where} ({name})", name, target, viewer, points[1:], tuple(durations[1:])))
     return Read(list(scenes.values()), [trial for trial in trials if len(trial.points)], licence=LICENCE)
 
 
-def _screen(content: Any) -> tuple[float, float]:
+def _screen(content: list[Any]) -> tuple[float, float]:
     """Return the screen that coordinates are on: the older release was scaled to 512 × 320."""
-    if not isinstance(content, list) or not content:
-        raise DataError("The file of fixations holds no list of trials.")
-    reach = max((max(map(float, trial.get("X") or [0])) for trial in content if isinstance(trial, dict)), default=0)
-    return SMALL_SCREEN if reach <= SMALL_SCREEN[0] else SCREEN
+    found = [trial["X"] for trial in content if isinstance(trial, dict) and isinstance(trial.get("X"), list)]
+    known = [x for xs in found for x in xs if isinstance(x, int | float) and not isinstance(x, bool)]
+    return SMALL_SCREEN if max(known, default=0) <= SMALL_SCREEN[0] else SCREEN
 
 
 def _scaled(scene: Scene, screen: tuple[float, float]) -> Scene:

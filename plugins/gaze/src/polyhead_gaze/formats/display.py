@@ -9,7 +9,7 @@ import numpy as np
 
 from polyhead.errors import DataError
 from polyhead_gaze.formats.boxes import picture_path, picture_size
-from polyhead_gaze.formats.checks import Read, Scene, load_json, number
+from polyhead_gaze.formats.checks import Read, Scene, listed, load_json, number
 from polyhead_gaze.settings import DisplaySettings
 
 __all__ = ["matches", "read"]
@@ -43,17 +43,17 @@ def read(files: Sequence[Path], settings: DisplaySettings) -> Read:
         if unknown := sorted(set(content) - set(KEYS)):
             raise DataError(f'{path.name} has the key "{unknown[0]}"; known are {", ".join(KEYS)}.')
         boxes = []
-        for order, box in enumerate(content["boxes"], 1):
+        for order, box in enumerate(listed(content["boxes"], f"{path.name}: boxes"), 1):
             if not isinstance(box, list) or len(box) != 4:
                 raise DataError(f"{path.name}, box {order} is {box!r}, expected [left, top, right, bottom].")
             boxes.append([number(value, f"{path.name}, box {order}") for value in box])
         names = {}
         for key in ("ids", "categories"):
-            names[key] = tuple(map(str, content.get(key, ())))
+            names[key] = tuple(map(str, listed(content.get(key, []), f"{path.name}: {key}")))
             if names[key] and len(names[key]) != len(boxes):
                 raise DataError(f"{path.name} has {len(names[key])} {key} for {len(boxes)} boxes.")
         ids = names["ids"] or tuple(str(order + 1) for order in range(len(boxes)))
-        image = picture_path(content["image"], path, settings) if content.get("image") else None
+        image = picture_path(str(content["image"]), path, settings) if content.get("image") else None
         size = None
         if "size" in content:
             sides = content["size"]
