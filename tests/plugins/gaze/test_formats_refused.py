@@ -149,6 +149,15 @@ def test_displays(tmp_path: Path, content: str, message: str) -> None:
         _open(path, format="display")
 
 
+def test_displays_of_which_some_have_categories(tmp_path: Path) -> None:
+    content = {"boxes": [[0, 0, 9, 9], [10, 0, 19, 9]]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert len(_open(tmp_path).displays) == 1
+    (tmp_path / "b.json").write_text(json.dumps({**content, "categories": ["cup", "fork"]}))
+    with pytest.raises(DataError, match=r"of some displays it is known what objects look like, and of others not"):
+        _open(tmp_path)
+
+
 def test_pictures(tmp_path: Path) -> None:
     path = tmp_path / "display.json"
     boxes = [[0, 0, 9, 9], [10, 0, 19, 9]]

@@ -16,8 +16,8 @@ app = App(
             "model.preset": "small",
             "model.dropout": 0.0,
             "train.lr": 2e-3,
-            "train.steps": 800,
-            "train.validate_epochs": 13.0,
+            "train.steps": 1200,
+            "train.validate_epochs": 20.0,
         },
         quick={
             "model.preset": "tiny",

@@ -204,6 +204,11 @@ def build(read: Read, settings: DisplaySettings, name: str) -> tuple[list[Displa
         raise DataError(f"{name} has no trial that can be used: of COCO-Search18 those with the target in view are.")
     sizes = _sizes(read)
     displays = [_display(scene, sizes[scene.name], settings, name) for scene in read.scenes]
+    if len({None if each.appearance is None else each.appearance.shape[1:] for each in displays}) > 1:
+        raise DataError(
+            f"{name}: of some displays it is known what objects look like, and of others not. Give categories for all, "
+            "or for none."
+        )
     index = {display.name: number for number, display in enumerate(displays)}
     if len(index) < len(displays):
         raise DataError(f"{name}: two displays have the same name.")
