@@ -87,6 +87,9 @@ def test_fit_evaluate_predict_on_own_files(
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width == 960
 
+    assert _call("predict", *common, "--plot", "out.png", "--out", "no.csv") == 1
+    assert "--plot out.png exists: name another place, or remove it" in capsys.readouterr().err
+
     assert _call("predict", *common, "--samples", "7", "--out", "again.csv") == 0
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "scanpaths.csv").read_text()
     assert _call("predict", *common, "--samples", "7", "--draw", "1", "--out", "other.csv") == 0

@@ -48,9 +48,11 @@ def write(task: ScanpathTask, model: nn.Module, data: Any, out: Path, settings: 
     pixels. ``areas.csv``: see `areas`.
 
     Raises:
-        DataError: no display has an object of the target's name; or one picture is asked for and there are several
-            displays.
+        DataError: no display has an object of the target's name; one picture is asked for and there are several
+            displays; or the picture exists.
     """
+    if settings.plot and Path(settings.plot).exists():
+        raise DataError(f"--plot {settings.plot} exists: name another place, or remove it.")
     scenes = _chosen(data.scenes(), settings.target, data.name)
     if settings.plot and len(scenes) > 1:
         raise DataError(

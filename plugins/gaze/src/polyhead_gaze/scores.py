@@ -179,7 +179,8 @@ def behaviour_delta(model: Floats, human: Floats) -> float:
     0.0625
     """
     known = human > 0
-    return float((np.abs(model - human)[known] / human[known]).mean()) if known.any() else 0.0
+    # Rounded, so that means of the same numbers in another order are no difference.
+    return round(float((np.abs(model - human)[known] / human[known]).mean()), 12) if known.any() else 0.0
 
 
 def nss(paths: Paths, owners: NDArray[np.int64], human: Paths, objects: NDArray[np.bool_]) -> Floats:
