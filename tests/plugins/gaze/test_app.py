@@ -95,6 +95,10 @@ def test_fit_evaluate_predict_on_own_files(
     assert _call("predict", *common, "--samples", "7", "--draw", "1", "--out", "other.csv") == 0
     assert (tmp_path / "other.csv").read_text() != (tmp_path / "scanpaths.csv").read_text()
 
+    seen = ("--distance-cm", "60", "--width-cm", "30")
+    assert _call("predict", *common, *seen, "--samples", "7", "--out", "angles.csv") == 0
+    assert (tmp_path / "angles.csv").read_text().splitlines()[0].endswith(",x,y,x_deg,y_deg")
+
     assert _call("predict", *common, "--target", "c", "--files", "areas", "--out", "areas.csv") == 0
     with (tmp_path / "areas.csv").open(newline="") as file:
         table = list(csv.DictReader(file))

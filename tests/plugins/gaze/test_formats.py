@@ -87,7 +87,10 @@ def test_a_display_to_predict_on(display_file: Path) -> None:
     assert (display.name, display.ids, target, viewers) == ("display", tuple("abcdef"), 4, ())
     assert display.size == (300, 200)
     assert "no trials" in data.provenance
-    assert _open(display_file, distance_cm=60, width_cm=30).displays[0].degree_px == pytest.approx(10.473, abs=1e-3)
+    near = _open(display_file, distance_cm=60, width_cm=30).displays[0]
+    assert near.degree_px == pytest.approx(10.473, abs=1e-3)
+    # 30 cm are 300 pixels: 10 cm right of the middle, seen from 60 cm.
+    np.testing.assert_allclose(near.degrees(np.array([[250.0, 100.0]])), [[9.4623, 0]], atol=1e-4)
 
 
 def test_pictures_give_crops_and_the_size(tmp_path: Path) -> None:

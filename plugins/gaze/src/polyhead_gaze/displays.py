@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,15 @@ class Display:
         """Return row and column of the middle of all objects, where viewers start."""
         middle: Floats = (self.place.min(0) + self.place.max(0)) / 2
         return middle
+
+    def degrees(self, points: Floats) -> Floats:
+        """Return where points (…, 2) in pixels are, in degrees of visual angle right of and below the middle.
+
+        Needs ``degree_px``; the eyes are in front of the middle of the screen.
+        """
+        distance_px = self.degree_px / math.tan(math.radians(1))
+        angles: Floats = np.degrees(np.arctan((points - np.array(self.size) / 2) / distance_px))
+        return angles
 
 
 @dataclass(frozen=True)

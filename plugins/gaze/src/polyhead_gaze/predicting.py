@@ -45,7 +45,7 @@ def write(task: ScanpathTask, model: nn.Module, data: Any, out: Path, settings: 
     """Write what is asked for: one file of each kind for all displays, a picture of each.
 
     ``scanpaths.csv``: ``display,target,sample,order,object,x,y``, a row a fixation, x and y of the object's centre in
-    pixels. ``areas.csv``: see `areas`.
+    pixels, and ``x_deg,y_deg`` where the geometry is known, see `Display.degrees`. ``areas.csv``: see `areas`.
 
     Raises:
         DataError: no display has an object of the target's name; one picture is asked for and there are several
@@ -167,6 +167,10 @@ def _scanpath_rows(drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
         for sample, path in enumerate(each.paths, 1):
             for order, index in enumerate(path[path >= 0], 1):
                 x, y = centres[index]
+                angles = {}
+                if each.display.degree_px:
+                    right, down = each.display.degrees(centres[index])
+                    angles = {"x_deg": f"{right:.2f}", "y_deg": f"{down:.2f}"}
                 rows.append(
                     {
                         "display": each.display.name,
@@ -176,6 +180,7 @@ def _scanpath_rows(drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
                         "object": each.display.ids[index],
                         "x": f"{x:.1f}",
                         "y": f"{y:.1f}",
+                        **angles,
                     }
                 )
     return rows
