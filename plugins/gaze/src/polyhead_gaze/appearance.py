@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -147,11 +146,12 @@ class BackboneEncoder(nn.Module):
 
 def _timm(name: str) -> Any:
     try:
-        return importlib.import_module("timm")
+        import timm
     except ImportError as error:
         raise MissingExtraError(
             f"The backbone {name} is one of timm, which is not installed: pip install 'polyhead-gaze[timm]'"
         ) from error
+    return timm
 
 
 def _images(crops: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:

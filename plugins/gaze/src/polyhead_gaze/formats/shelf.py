@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,8 +113,7 @@ def _scene(question: str, layout: Layout, path: Path, settings: DisplaySettings)
 
 def _excel(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     try:
-        # By name, since neither this package nor its types are needed for anything else.
-        openpyxl = importlib.import_module("openpyxl")
+        import openpyxl
     except ImportError as error:
         raise MissingExtraError(
             f"{path.name} is an Excel table, and openpyxl is not installed: pip install 'polyhead-gaze[shelf]'. Or "
