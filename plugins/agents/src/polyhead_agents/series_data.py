@@ -204,11 +204,12 @@ def read_ts(text: str, name: str, classes: tuple[str, ...] | None = None) -> tup
             continue
         try:
             *channels, label = line.strip().split(":")
+            if label not in known:
+                raise ValueError(f'class "{label}" is none of {", ".join(known)}')
             values.append(_channels(channels))
             labels.append(known.index(label))
         except ValueError as error:
-            what = str(error) if "tuple.index" not in str(error) else f'class "{label}" is none of {", ".join(known)}'
-            problems.append(f"line {before + number + 1}: {what}")
+            problems.append(f"line {before + number + 1}: {error}")
     if problems:
         more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise DataError(f"{name}, {'; '.join(problems[:MAX_PROBLEMS])}{more}.")
