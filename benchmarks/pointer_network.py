@@ -203,8 +203,7 @@ def main() -> None:
     rows = []
     for what, least in CLAIMS.items():
         for count in SIZES:
-            times = compare(call(ours, what, count), call(peer, what, count), repeats=9)
-            memory = [extra_mib(side, what, count) for side in ("ours", "peer")]
+            times = compare(call(ours, what, count), call(peer, what, count), repeats=9, warmup=1)
             rows.append(
                 {
                     "case": f"{what}{'' if what == 'greedy' else ', forward+backward'}, B{BATCH} n{count} h{DIM}",
@@ -213,10 +212,9 @@ def main() -> None:
                     "peer_s": times.peer_s,
                     "repeats": times.repeats,
                     "at_least": least,
-                    "ours_mib": memory[0],
-                    "peer_mib": memory[1],
                 }
             )
+        rows[-1] |= {f"{side}_mib": extra_mib(side, what, SIZES[-1]) for side in ("ours", "peer")}
     document = {
         "title": "Pointer Network",
         "threads": THREADS,

@@ -15,6 +15,7 @@ from support import runs
 from polyhead_combinatorics.app import HULLS
 
 MARGIN = 10.0
+EQUAL = 0.9
 NAMES = ("accuracy", "simple", "area_of_simple")
 
 
@@ -49,9 +50,10 @@ def main() -> int:
         ),
         *(
             runs.claim(
-                f"processor seconds of a run of {name}, start and measuring included, against the Pointer Network's",
+                f"processor seconds of a run of {name}, start and measuring included, against 9 tenths of the Pointer "
+                "Network's",
                 cpu[name],
-                at_least=cpu[pointer],
+                at_least=EQUAL * cpu[pointer],
             )
             for name in (attention, seq2seq)
         ),

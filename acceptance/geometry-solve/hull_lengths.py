@@ -18,7 +18,7 @@ SETTINGS = {
     "data.min_points": 5,
     "data.max_points": 20,
     "data.test_points": list(SIZES),
-    "train.steps": 3000,
+    "train.steps": 1200,
     "train.workers": 1,
     "train.validate_epochs": 0.25,
 }

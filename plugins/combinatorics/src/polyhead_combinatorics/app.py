@@ -21,7 +21,7 @@ QUICK = {
 COMMON = {"train.workers": 1, "train.validate_epochs": 0.25}
 CURRICULUM = 0.35
 """Share of training over which hulls grow to their size."""
-STEPS = {"pointer-network": 1500, "lstm-attention": 1200, "lstm-seq2seq": 2800}
+STEPS = {"pointer-network": 800, "lstm-attention": 640, "lstm-seq2seq": 1500}
 """Of the hulls' arms: about as much processor time for each baseline as for the Pointer Network, or more."""
 
 
@@ -33,7 +33,7 @@ def _hull_arm(model: str) -> Arm:
 TOURS = Demo(
     arms=(Arm("pointer-network"),),
     seeds=3,
-    settings={**COMMON, "data.min_points": 10, "data.max_points": 10, "task.beam": 5, "train.steps": 1500},
+    settings={**COMMON, "data.min_points": 10, "data.max_points": 10, "task.beam": 5, "train.steps": 800},
     quick=QUICK,
     note="Uniform points: stops on a map lie otherwise.",
 )

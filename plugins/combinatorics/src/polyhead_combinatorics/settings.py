@@ -85,7 +85,7 @@ class SolveTaskSettings(Section):
 class SolveTrainSettings(TrainSettings):
     """The recipe's defaults for Pointer Networks: Adam instead of the paper's SGD, with its batch and clip."""
 
-    steps: Annotated[int | None, Field(gt=0, description="optimiser steps; the smaller of both ends the run")] = 20_000
+    steps: Annotated[int | None, Field(gt=0, description="optimiser steps; the smaller of both ends the run")] = 5_000
     batch_size: Annotated[int, Field(gt=0, description="instances per optimiser step, over all processes")] = 128
     optimizer: Annotated[Literal["adam", "adamw", "sgd"], Field(description="optimiser")] = "adam"
     lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 3e-3
