@@ -315,3 +315,51 @@ def test_class_scores_of_videos(folder: Make, tmp_path: Path) -> None:
     file.write_text("[]")
     with pytest.raises(DataError, match=r"scores.json is no JSON object: give"):
         _open(path, class_scores=str(file))
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no such folder of videos. Give --data FOLDER"):
+        _open(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"has no features: files \.npy, \.npz, \.csv, \.h5, \.hdf5"):
+        _open(tmp_path)
+    with h5py.File(tmp_path / "all.h5", "w"):
+        pass
+    with pytest.raises(DataError, match=r"all\.h5 has no datasets: one a video is needed"):
+        _open(tmp_path)
+    (tmp_path / "all.h5").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"all\.h5 cannot be read"):
+        _open(tmp_path)
+
+
+def test_a_label_that_classes_do_not_name(folder: Make) -> None:
+    path = folder()
+    content = json.loads((path / "annotations.json").read_text())
+    (path / "annotations.json").write_text(json.dumps({**content, "classes": ["wave"]}))
+    with pytest.raises(DataError, match=r'the label "jump" is not among "classes"'):
+        _open(path)
+    (path / "annotations.json").write_text(json.dumps({**content, "classes": ["wave", "jump", "sing"]}))
+    assert _open(path).classes == ("wave", "jump", "sing")
+
+
+def test_a_file_that_changes_under_way(folder: Make) -> None:
+    path = folder()
+    data = _open(path)
+    np.save(path / "feats" / "clip0.npy", np.zeros((3, 3)))
+    with pytest.raises(DataError, match=r"clip0\.npy has changed: its shape is \(3, 3\) now"):
+        data.load(data.videos[0])
+
+
+def test_a_released_table_without_subsets(tmp_path: Path) -> None:
+    np.save(tmp_path / "v_0.npy", np.zeros((4, 2)))
+    entry = {"duration_second": 4.0, "duration_frame": 40, "feature_frame": 40, "annotations": []}
+    (tmp_path / "anno.json").write_text(json.dumps({"v_0": entry}))
+    (tmp_path / "video_info_new.csv").write_text("name,part\n")
+    with pytest.raises(DataError, match=r"has the columns name, part: video and subset are needed"):
+        _open(tmp_path)
+
+
+def test_all_blocked(folder: Make, tmp_path: Path) -> None:
+    path = folder()
+    (tmp_path / "blocked.txt").write_text("\n".join(f"clip{i}" for i in range(14)))
+    with pytest.raises(DataError, match=r"has no video that is not blocked|has features of none"):
+        _open(path, blocked=str(tmp_path / "blocked.txt"))

@@ -261,8 +261,8 @@ class Sequences:
 def resized(rows: Floats, length: int) -> Floats:
     """Return features (L, C) as (length, C): three points of each step, interpolated linearly, and their mean.
 
-    >>> resized(np.array([[0.0], [1.0], [2.0], [3.0]]), 2).ravel().tolist()
-    [0.5, 2.5]
+    >>> resized(np.arange(12.0)[:, None], 4).round(2).ravel().tolist()
+    [1.0, 4.0, 7.0, 10.0]
     """
     count = len(rows)
     if count == length:

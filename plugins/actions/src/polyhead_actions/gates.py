@@ -86,7 +86,7 @@ class ClassSemanticsAttention(nn.Module):
         self.temporal_out = nn.Conv1d(hidden, 1, kernel, padding=pad) if temporal else None
         self.mix = nn.Conv1d(2 * channels, channels, 1) if fuse == "concat" and channel and temporal else None
         for last in (self.channel_out, self.temporal_out):
-            if last is not None:
+            if last is not None and last.bias is not None:
                 nn.init.zeros_(last.bias)
 
     def forward(self, source: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:

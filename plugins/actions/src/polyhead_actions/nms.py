@@ -104,7 +104,8 @@ def soft_nms(
         gone += 1
         if 2 * gone > len(now):
             alive = ends > -_AWAY
-            ids, starts, ends, widths, now = (part[alive] for part in (ids, starts, ends, widths, now))
+            ids = ids[alive]
+            starts, ends, widths, now = (part[alive] for part in (starts, ends, widths, now))
             gone = 0
     return order[taken[:number]], lowered[:number]
 

@@ -95,4 +95,4 @@ def taps(
     unique, inverse = np.unique(key[kept], return_inverse=True)
     rows, columns = np.divmod(unique, length * samples)
     offsets = np.searchsorted(rows, np.arange(len(start) + 1))
-    return Taps(columns, offsets, np.bincount(inverse, weight[kept], minlength=len(unique)))
+    return Taps(columns, offsets.astype(np.int64), np.bincount(inverse, weight[kept], minlength=len(unique)))
