@@ -62,6 +62,16 @@ def test_fit_evaluate_predict_on_a_folder(
     assert _call("data", "check", str(path)) == 0
     assert "actions by class" in capsys.readouterr().out
 
+    (path / "annotations.json").rename(tmp_path / "elsewhere.json")
+    new = ("--data", str(path), "--fps", "2", "--stride", "1")
+    assert _call("predict", "--model", "first", *new, "--files", "csv", "--out", "new.csv") == 1
+    assert "videos has sampling window, the model was fitted with rescale. Use --sampling rescale." in (
+        capsys.readouterr().err
+    )
+    new = (*new, "--sampling", "rescale")
+    assert _call("predict", "--model", "first", *new, "--files", "csv", "--out", "new.csv") == 0
+    assert {"wave", "jump"} >= {line.split(",")[3] for line in (tmp_path / "new.csv").read_text().splitlines()[1:]}
+
 
 def test_the_quick_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def features(
         rows = extract(video, run, fps=fps, stride=stride, side=side, norm=norm, batch=batch, device=str(where))
         _save(file, rows)
         console.result(str(file))
-    console.line(f"made {out}. Next: action-detect data check {out}")
+    console.line(f"made {out}. Next: action-detect predict --data {out}, or annotate and fit")
 
 
 def extract(

@@ -25,8 +25,6 @@ EDGE_S, EDGE_SHARE = 0.5, 0.01
 """How far, in seconds and as a share of the video, an annotation may reach beyond it by rounding."""
 LENGTH_S, LENGTH_SHARE = 2.0, 0.05
 """How far features and annotations of a video may differ in length."""
-UNNAMED = "action"
-"""The class where nothing is annotated."""
 
 
 def open_videos(path: Path | None, settings: VideoSettings) -> VideoData:
@@ -53,7 +51,7 @@ def open_videos(path: Path | None, settings: VideoSettings) -> VideoData:
         notes.append(f"Sampling: {sampling}.")
     else:
         sampling = settings.sampling
-    classes = noted.classes if noted and noted.classes else (UNNAMED,)
+    classes = noted.classes if noted else ()
     splits, rule = _splits(videos, subsets, settings.held_out)
     source = noted.file.name if noted else "no annotations"
     return VideoData(
