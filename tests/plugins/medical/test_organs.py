@@ -111,6 +111,15 @@ def test_equal_steps_agree_where_attention_is_1() -> None:
     assert float(loss["guidance"].detach()) == 0.0
 
 
+def test_without_weights_only_the_segmentation_is_learnt() -> None:
+    plain = OrganTask.prepare(RemoteData(FEW), OrganTaskSettings(guidance=0, reconstruction=0), seed=0)
+    model: Any = plain.build_model("self-guided", TINY).eval()
+    batch = RemoteData(FEW).source("train").fetch([0, 1], seed=0, epoch=0)
+    total = sum(float((ratio.total / ratio.count).detach()) for ratio in plain.loss(model, batch).values())
+    alone = organ_loss(model.passes(batch["image"]), batch["target"])["segmentation"]
+    assert total == pytest.approx(float(alone.detach()))
+
+
 def test_the_loss_does_not_care_what_classes_are_called() -> None:
     model = SelfGuidedNet(SMALL).eval()
     passes = model.passes(torch.rand(2, 1, 16, 16))

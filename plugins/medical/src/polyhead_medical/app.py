@@ -11,7 +11,7 @@ _MIRROR = {
     "task.loss": "dice",
     "task.smallest_voxels": 0,
     "train.epochs": None,
-    "train.steps": 240,
+    "train.steps": 170,
     "train.lr": 3e-3,
     "train.validate_epochs": 3.0,
     "model.preset": "small",
@@ -29,10 +29,9 @@ _REMOTE = {
     "data.validation_cases": 20,
     "model.preset": "remote",
     "train.epochs": None,
-    "train.steps": 400,
+    "train.steps": 300,
     "train.lr": 3e-3,
-    "train.schedule": "step",
-    "train.step_epochs": 2,
+    "train.schedule": "cosine",
     "train.validate_epochs": 2.0,
 }
 _REMOTE_QUICK = {
@@ -53,8 +52,8 @@ app = App(
         quick=_QUICK,
         arms=(
             Arm("DAUNet", {"model.name": "daunet"}),
-            Arm("AGUNet", {"model.name": "agunet", "model.filters": [10, 20, 40, 40]}),
-            Arm("U-Net", {"model.name": "unet", "model.filters": [10, 20, 40, 64]}),
+            Arm("AGUNet", {"model.name": "agunet", "model.filters": [8, 16, 40, 48]}),
+            Arm("U-Net", {"model.name": "unet", "model.filters": [8, 16, 40, 68]}),
         ),
         seeds=3,
         note="Synthetic volumes: they show what attention can do, not how well a tumour is measured.",
