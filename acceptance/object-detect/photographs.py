@@ -96,7 +96,7 @@ def write_photographs(folder: Path) -> list[Path]:
 def predict(name: str) -> dict[str, float]:
     """Run the command in a process of its own; return its peak memory and time."""
     out = BUILD / f"found-{name}"
-    options = ("--threshold", "0", "--files", "coco,pictures,keep-maps", "--threads", "2", "-q")
+    options = ("--threshold", "0", "--files", "coco,pictures,keep-maps", "--threads", "1", "-q")
     command = [str(COMMAND), "predict", "--model", str(BUILD / "model"), "--data", str(BUILD / name), *options]
     began = time.perf_counter()
     process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)

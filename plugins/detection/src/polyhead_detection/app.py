@@ -15,8 +15,8 @@ app = App(
         settings={
             "model.preset": "small",
             "train.steps": 300,
-            "train.lr": 3e-3,
-            "train.warmup_steps": 30,
+            "train.lr": 1.5e-3,
+            "train.warmup_steps": 40,
             "train.clip_norm": 0.5,
         },
         quick={"model.preset": "tiny", "train.steps": 15, "train.batch_size": 8, "data.scenes": 20},
