@@ -11,9 +11,9 @@ Floats = NDArray[np.floating]
 
 _FIRST_BLOCK = 256
 """Proposals that are looked at before any other."""
+_FEW = 1024
+"""Proposals, up to which it costs less to look at all than to find those near."""
 _TINY = 1e-300
-_AWAY = 1e30
-"""Before this a chosen proposal is made to end: it overlaps no other."""
 
 
 def segment_iou(one: Floats, others: Floats) -> Floats:
@@ -70,23 +70,23 @@ def soft_nms(
     # What was looked at, ordered by start: positions in `order`, with scores as they are now. The rest has its first
     # scores, none above that of position `seen`.
     ids = np.empty(0, dtype=np.int64)
-    starts = ends = widths = now = np.empty(0)
+    starts = ends = now = np.empty(0)
     seen = gone = number = 0
     while number < wanted:
         best = int(now.argmax()) if len(now) else -1
         if seen < count and (best < 0 or now[best] < all_scores[seen]):
             more = slice(seen, min(count, seen + max(_FIRST_BLOCK, seen)))
             fresh = all_scores[more].copy()
-            block = (all_starts[more], all_ends[more], all_ends[more] - all_starts[more])
+            block = (all_starts[more], all_ends[more])
             for chosen in taken[:number]:
                 _lower(all_starts[chosen], all_ends[chosen], *block, fresh, alpha, low, high)
-            alive = ends > -_AWAY
+            alive = now >= 0
             ids = np.concatenate([ids[alive], np.arange(more.start, more.stop)])
-            pairs = zip((starts, ends, widths, now), (*block, fresh), strict=True)
+            pairs = zip((starts, ends, now), (*block, fresh), strict=True)
             columns = [np.concatenate([old[alive], new]) for old, new in pairs]
             by_start = np.argsort(columns[0], kind="stable")
             ids = ids[by_start]
-            starts, ends, widths, now = (column[by_start] for column in columns)
+            starts, ends, now = (column[by_start] for column in columns)
             seen, gone = more.stop, 0
             continue
         if now[best] < least:
@@ -94,18 +94,21 @@ def soft_nms(
         start, end = starts[best], ends[best]
         taken[number], lowered[number] = ids[best], now[best]
         number += 1
-        ends[best], now[best] = -_AWAY, -1.0
-        # Only what starts near it can overlap it enough.
-        width, threshold = end - start, max(low + (high - low) * (end - start), 1e-12)
-        first = starts.searchsorted(start - width * (1 / threshold - 1) - 1e-9)
-        last = starts.searchsorted(start + width * (1 - min(threshold, 1.0)) + 1e-9, side="right")
-        near = slice(first, last)
-        _lower(start, end, starts[near], ends[near], widths[near], now[near], alpha, low, high)
+        # Without a length it overlaps nothing any more.
+        ends[best], now[best] = start, -1.0
+        near = slice(None)
+        if len(now) > _FEW:
+            # Only what starts near it can overlap it enough.
+            width, threshold = end - start, max(low + (high - low) * (end - start), 1e-12)
+            first = starts.searchsorted(start - width * (1 / threshold - 1) - 1e-9)
+            last = starts.searchsorted(start + width * (1 - min(threshold, 1.0)) + 1e-9, side="right")
+            near = slice(first, last)
+        _lower(start, end, starts[near], ends[near], now[near], alpha, low, high)
         gone += 1
         if 2 * gone > len(now):
-            alive = ends > -_AWAY
+            alive = now >= 0
             ids = ids[alive]
-            starts, ends, widths, now = (part[alive] for part in (starts, ends, widths, now))
+            starts, ends, now = (part[alive] for part in (starts, ends, now))
             gone = 0
     return order[taken[:number]], lowered[:number]
 
@@ -115,7 +118,6 @@ def _lower(
     end: float,
     starts: Floats,
     ends: Floats,
-    widths: Floats,
     scores: Floats,
     alpha: float,
     low: float,
@@ -125,11 +127,13 @@ def _lower(
     width = end - start
     overlap = np.minimum(ends, end)
     overlap -= np.maximum(starts, start)
-    union = widths + width
-    union -= overlap
+    # In the order of the released code: on a grid, IoUs equal the threshold up to rounding.
+    union = width - overlap
+    union += ends
+    union -= starts
     # Two segments of no width at one place: 0 / 0 is not above any threshold.
     overlap /= np.maximum(union, _TINY)
-    hit = np.flatnonzero(overlap > max(low + (high - low) * width, 0.0))
+    hit = (overlap > max(low + (high - low) * width, 0.0)).nonzero()[0]
     if len(hit):
         scores[hit] *= np.exp(-np.square(overlap[hit]) / alpha) if alpha > 0 else 0.0
 
