@@ -30,6 +30,9 @@ def demo(name: str, *options: str) -> dict[str, Any]:
         SystemExit: the command failed; its message is on the screen.
     """
     document: dict[str, Any] = run("demo", *options, "--json", "--out", str(folder(name, options)))
+    for arm in document["arms"]:
+        for each in arm["runs"]:
+            del each["run"]  # a path of this machine
     return document
 
 
