@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -96,7 +98,7 @@ def soft_nms(
         number += 1
         # Without a length it overlaps nothing any more.
         ends[best], now[best] = start, -1.0
-        near = slice(None)
+        near: Any = slice(None)
         if len(now) > _FEW:
             # Only what starts near it can overlap it enough.
             width, threshold = end - start, max(low + (high - low) * (end - start), 1e-12)
