@@ -24,10 +24,7 @@ def main() -> int:
     fits = {}
     for arm in HULLS.arms:
         options = runs.options({**HULLS.settings, **arm.settings})
-        fits[arm.name] = [
-            runs.fit(f"hull-{arm.name}", "--task", "hull", "--data", "uniform-hull", *options, seed=seed)
-            for seed in runs.SEEDS
-        ]
+        fits[arm.name] = [runs.fit(f"hull-{arm.name}", "hull", *options, seed=seed) for seed in runs.SEEDS]
     table = {name: runs.figures(found, NAMES) for name, found in fits.items()}
     accuracy = {name: figures["accuracy"]["mean"] for name, figures in table.items()}
     cpu = {name: statistics.fmean(run.cpu_s for run in found) for name, found in fits.items()}

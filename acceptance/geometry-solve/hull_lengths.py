@@ -39,9 +39,7 @@ def refusals() -> dict[str, str]:
 def main() -> int:
     """Fit, measure, print."""
     options = runs.options(SETTINGS)
-    fits = [
-        runs.fit("hull-lengths", "--task", "hull", "--data", "uniform-hull", *options, seed=seed) for seed in runs.SEEDS
-    ]
+    fits = [runs.fit("hull-lengths", "hull", *options, seed=seed) for seed in runs.SEEDS]
     table = runs.figures(fits, NAMES)
     said = refusals()
     claims = [

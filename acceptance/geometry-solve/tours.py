@@ -36,7 +36,7 @@ def without_rules(fit: runs.Fit) -> dict[str, float]:
 def main() -> int:
     """Fit, measure, print."""
     options = runs.options(TOURS.settings)
-    fits = [runs.fit("tours", "--task", "tsp", "--data", "uniform-tsp", *options, seed=seed) for seed in runs.SEEDS]
+    fits = [runs.fit("tours", "tsp", *options, seed=seed) for seed in runs.SEEDS]
     table = runs.figures(fits, ("gap", "length", "shortest", "valid"))
     baselines = fits[0].document["baselines"]
     free = [without_rules(fit) for fit in fits]

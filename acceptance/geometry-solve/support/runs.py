@@ -29,19 +29,19 @@ class Fit(NamedTuple):
     """Processor seconds of all its processes, interrupted ones included."""
 
 
-def fit(name: str, *options: str, seed: int) -> Fit:
+def fit(name: str, task: str, *options: str, seed: int) -> Fit:
     """Return the run ``name`` with a seed, fitted by the command on one thread unless that was done before.
 
     Raises:
         SystemExit: the command failed; its message is on the screen.
     """
-    arguments = [*options, "--seed", str(seed)]
+    arguments = ["--data", f"uniform-{task}", *options, "--seed", str(seed)]
     folder = BUILD / f"{name}-seed-{seed}-{_digest(arguments)[:12]}"
     spent, metrics = folder.with_suffix(".cpu.json"), folder / "metrics.json"
     while not metrics.is_file():
         begun = (folder / "config.yaml").is_file()
         what = ["--resume"] if begun else [*arguments, "--force"]
-        command = [str(COMMAND), "fit", *what, "--threads", "1", "--out", str(folder)]
+        command = [str(COMMAND), "fit", "--task", task, *what, "--threads", "1", "--out", str(folder)]
         print(f"{name}, seed {seed}: {'goes on' if begun else 'is fitted'} in {folder}", file=sys.stderr, flush=True)
         before = _children_cpu_s()
         try:
