@@ -67,13 +67,12 @@ class Dense(nn.Module):
         mask[step, point, duration[row], start[row]] = torch.from_numpy(made.weights).float()
         self.register_buffer("mask", mask.view(length, -1))
         self.length = length
-        self.conv: Any = nn.Conv3d(CHANNELS, WIDE, (SAMPLES, 1, 1))
-        self.next: Any = nn.Conv2d(WIDE, NARROW, 1)
-        with torch.no_grad():
-            self.conv.weight.copy_(peer.matching.weight[..., None, None])
-            self.conv.bias.copy_(peer.matching.bias)
-            self.next.weight.copy_(peer.next.weight[..., None, None])
-            self.next.bias.copy_(peer.next.bias)
+        self.conv = nn.Conv3d(CHANNELS, WIDE, (SAMPLES, 1, 1))
+        self.next = nn.Conv2d(WIDE, NARROW, 1)
+        wide = {"weight": peer.matching.weight[..., None, None], "bias": peer.matching.bias}
+        narrow = {"weight": peer.next.weight[..., None, None], "bias": peer.next.bias}
+        self.conv.load_state_dict({name: tensor.detach() for name, tensor in wide.items()})
+        self.next.load_state_dict({name: tensor.detach() for name, tensor in narrow.items()})
 
     def forward(self, x: Tensor) -> Tensor:
         sampled = torch.matmul(x, self.mask).view(*x.shape[:2], SAMPLES, self.length, self.length)

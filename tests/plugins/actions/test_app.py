@@ -68,8 +68,9 @@ def test_fit_evaluate_predict_on_a_folder(
     assert "videos has sampling window, the model was fitted with rescale. Use --sampling rescale." in (
         capsys.readouterr().err
     )
-    new = (*new, "--sampling", "rescale")
-    assert _call("predict", "--model", "first", *new, "--files", "csv", "--out", "new.csv") == 0
+    assert (
+        _call("predict", "--model", "first", *new, "--sampling", "rescale", "--files", "csv", "--out", "new.csv") == 0
+    )
     assert {"wave", "jump"} >= {line.split(",")[3] for line in (tmp_path / "new.csv").read_text().splitlines()[1:]}
 
 

@@ -95,4 +95,5 @@ def taps(
     unique, inverse = np.unique(key[kept], return_inverse=True)
     rows, columns = np.divmod(unique, length * samples)
     offsets = np.searchsorted(rows, np.arange(len(start) + 1))
-    return Taps(columns, offsets.astype(np.int64), np.bincount(inverse, weight[kept], minlength=len(unique)))
+    weights = np.bincount(inverse, weight[kept], minlength=len(unique)).astype(np.float64)
+    return Taps(columns, offsets.astype(np.int64), weights)
