@@ -82,7 +82,7 @@ def soft_nms(
             block = (all_starts[more], all_ends[more])
             for chosen in taken[:number]:
                 _lower(all_starts[chosen], all_ends[chosen], *block, fresh, alpha, low, high)
-            alive = now >= 0
+            alive = ~(now < 0)  # NaN stays, for the caller to find
             ids = np.concatenate([ids[alive], np.arange(more.start, more.stop)])
             pairs = zip((starts, ends, now), (*block, fresh), strict=True)
             columns = [np.concatenate([old[alive], new]) for old, new in pairs]
@@ -108,7 +108,7 @@ def soft_nms(
         _lower(start, end, starts[near], ends[near], now[near], alpha, low, high)
         gone += 1
         if 2 * gone > len(now):
-            alive = now >= 0
+            alive = ~(now < 0)  # NaN stays, for the caller to find
             ids = ids[alive]
             starts, ends, now = (part[alive] for part in (starts, ends, now))
             gone = 0
