@@ -140,8 +140,10 @@ def streamed(
 
     state = PrefixState(*(x.to(wide_dtype(v.dtype)) for x in (m, u, w)))
     outputs = [v[:, :, :0]]
+    # The gradients that all steps give the one query add up in the wide dtype; in 16 bit each addition would round.
+    query = q.to(state.w.dtype)
     for t in range(k.shape[2]):
         mask = None if key_mask is None else key_mask[:, t]
-        output, state = step(state, q, k[:, :, t], v[:, :, t], key_mask=mask, scale=scale)
+        output, state = step(state, query.to(q.dtype), k[:, :, t], v[:, :, t], key_mask=mask, scale=scale)
         outputs.append(output.unsqueeze(2))
     return PrefixAttention(torch.cat(outputs, 2), PrefixState(state.m.detach(), state.u, state.w))
