@@ -200,8 +200,9 @@ def common_parameters(names: Sequence[str], tasks: Sequence[str]) -> list[inspec
     parameters = []
     for name in names:
         if name == "task":
-            choices = Literal[tuple(tasks)]  # type: ignore[valid-type]
-            annotation, default = _option(choices, tasks[0], "--task", panel=MODEL, help="What the model is for.")
+            choices = Literal[tuple(tasks)] | None  # type: ignore[valid-type]
+            text = f"What the model is for (default: what the model or run given is for, else {tasks[0]})."
+            annotation, default = _option(choices, None, "--task", panel=MODEL, help=text)
         else:
             annotation, default = COMMON[name]
         parameters.append(_parameter(name, annotation, default))
