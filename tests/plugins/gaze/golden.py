@@ -52,7 +52,7 @@ class Golden:
         )
         state = self.renamed(c["CA_head"])
         if c["functionChoice"] == "learned":
-            state["code.table"] = torch.cat([self.weight("PE_table"), torch.zeros(4, c["pe_width"])])
+            state["place_code.table"] = torch.cat([self.weight("PE_table"), torch.zeros(4, c["pe_width"])])
         model.load_state_dict(state)
         return model.to(dtype).eval()
 

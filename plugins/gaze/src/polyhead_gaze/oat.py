@@ -157,7 +157,8 @@ class OAT(Pretrained, nn.Module):
         elif config.appearance == "features":
             self.seen = nn.Linear(config.features, half)
         self.begin = nn.Parameter(torch.randn(half)) if config.begin == "learned" else None
-        self.code = PlaceCode(config.dim - half, config.place, cells=config.cells, sigma=config.sigma)
+        # Not "code": torch.export's modules have an attribute of that name.
+        self.place_code = PlaceCode(config.dim - half, config.place, cells=config.cells, sigma=config.sigma)
         self.dropout = nn.Dropout(config.dropout)
         block: dict[str, Any] = {
             "ff_dim": config.ff_dim,
@@ -203,10 +204,11 @@ class OAT(Pretrained, nn.Module):
         rows = torch.arange(target.shape[0], device=target.device)
         where = place[rows, target]
         nothing = torch.zeros_like(objects)
-        code = self.code(place, nothing)
-        aim = self.code(where, torch.ones_like(nothing[:, 0]))
+        code = self.place_code(place, nothing)
+        aim = self.place_code(where, torch.ones_like(nothing[:, 0]))
         if self.config.target_location == "hidden":
-            aim = torch.cat([torch.zeros_like(aim[:, : 2 * self.code.width]), aim[:, 2 * self.code.width :]], -1)
+            places = 2 * self.place_code.width
+            aim = torch.cat([torch.zeros_like(aim[:, :places]), aim[:, places:]], -1)
         last = torch.cat([seen[rows, target], aim], -1).unsqueeze(1)
         tokens = torch.cat([torch.cat([seen, code], -1), last], 1)
         mask = torch.cat([objects, torch.ones_like(objects[:, :1])], 1)
@@ -297,7 +299,7 @@ class OAT(Pretrained, nn.Module):
             seen = self.seen(blank).expand(count, -1)
         else:
             seen = scene.seen.new_zeros(count, scene.seen.shape[-1])
-        code = self.code(scene.start, torch.zeros(count, dtype=torch.bool, device=scene.place.device))
+        code = self.place_code(scene.start, torch.zeros(count, dtype=torch.bool, device=scene.place.device))
         return torch.cat([seen, code], -1).unsqueeze(1)
 
     def _fixated(self, scene: Scene, fixations: Tensor) -> Tensor:
@@ -306,7 +308,7 @@ class OAT(Pretrained, nn.Module):
         known = self.config.target_location == "given"
         marked = fixations == scene.target.unsqueeze(1) if known else torch.zeros_like(fixations, dtype=torch.bool)
         seen = scene.seen[rows, fixations]
-        return torch.cat([seen, self.code(scene.place[rows, fixations], marked)], -1)
+        return torch.cat([seen, self.place_code(scene.place[rows, fixations], marked)], -1)
 
     def _point(self, scene: Scene, decoded: Tensor) -> Tensor:
         """Return logits of decoder outputs (B, S, dim)."""
