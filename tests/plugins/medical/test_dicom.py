@@ -1,5 +1,6 @@
 """DICOM series: the same voxels and geometry as the NIfTI file they were made from, and what is refused."""
 
+import locale
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from polyhead.errors import DataError, MissingExtraError
-from polyhead_medical.dicom import is_series, read_series
+from polyhead_medical.dicom import is_series, kept_locale, read_series
 from polyhead_medical.layouts import find_cases
 from polyhead_medical.scans import ScanData
 from polyhead_medical.settings import ScanSettings
@@ -24,6 +25,7 @@ def series(tmp_path: Path, ball: Any) -> Path:
     return write(tmp_path / "series", image.round().astype(np.int16), "1.2.3")
 
 
+@kept_locale()
 def write(folder: Path, array: np.ndarray[Any, Any], uid: str) -> Path:
     folder.mkdir(parents=True)
     writer = itk.ImageFileWriter()
@@ -53,12 +55,14 @@ def write(folder: Path, array: np.ndarray[Any, Any], uid: str) -> Path:
 
 def test_a_series_is_a_scan(series: Path, ball: Any) -> None:
     image, _ = ball()
+    before = locale.setlocale(locale.LC_ALL)
     scan = read_series(series, max_voxels=10**8)
     assert scan.shape == image.shape
     np.testing.assert_allclose(scan.voxels()[0], image.round(), atol=0.5)
     np.testing.assert_allclose(np.linalg.norm(scan.affine[:3, :3], axis=0), SPACING, atol=1e-4)
     np.testing.assert_allclose(scan.affine[:3, 3], [-10, 20, 5], atol=1e-4)
     assert (np.sign(np.diag(scan.affine)) == [-1, -1, 1, 1]).all()
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_folders_of_series_are_cases_to_predict_on(series: Path, tmp_path: Path, ball: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import locale
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from polyhead.errors import DataError, MissingExtraError
 from polyhead_medical.nifti import Scan
 
-__all__ = ["DicomScan", "is_series", "read_series"]
+__all__ = ["DicomScan", "is_series", "kept_locale", "read_series"]
 
 UNEVEN_MM = 0.05
 """How far a slice may lie from its place between the first and the last, mm."""
@@ -57,12 +59,24 @@ class DicomScan(Scan):
             DataError: a slice is damaged.
         """
         try:
-            array = _itk().GetArrayFromImage(_itk().ReadImage(list(self._files)))
+            with kept_locale():
+                array = _itk().GetArrayFromImage(_itk().ReadImage(list(self._files)))
         except RuntimeError as error:
             raise DataError(f"{self.path}: a slice cannot be read: {_short(error)}") from error
         return np.ascontiguousarray(array.transpose(2, 1, 0)[None], dtype=np.float32)
 
 
+@contextmanager
+def kept_locale() -> Iterator[None]:
+    """Bring back the process's locale afterwards: SimpleITK leaves "C", in which no other text than ASCII is read."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@kept_locale()
 def read_series(folder: Path, *, max_voxels: int) -> DicomScan:
     """Open a series and check its geometry; no voxel is read.
 
