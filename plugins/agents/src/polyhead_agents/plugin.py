@@ -113,7 +113,7 @@ LOAD = DatasetSpec(
     licence="Apache-2.0",
 )
 TABLE = DatasetSpec(
-    name="table",
+    name="table-files",
     target="polyhead_agents.table_data:open_table",
     summary="your own readings at regular times, or a public set",
     formats=(
@@ -165,7 +165,7 @@ FORECAST = TaskSpec(
     settings="polyhead_agents.settings:ForecastSettings",
     summary="forecast the next steps of a table of readings",
     models=("series-forecaster",),
-    datasets=("made-up-load", "table"),
+    datasets=("made-up-load", "table-files"),
 )
 NEXT = TaskSpec(
     name="events",
